@@ -1,0 +1,290 @@
+"""The command line. Each subcommand is one function here; what it needs is imported when it runs.
+
+Add one by writing a function that takes the parsed arguments and returns an exit status, under `@command(...)`: its
+name and first line become the subcommand and its help.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from prefdata.errors import UserError
+
+if TYPE_CHECKING:
+    from prefdata.versions import Version
+
+SOUND, PROBLEMS, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
+TERMINAL_ROWS = 100
+
+Run = Callable[[argparse.Namespace], int]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """What `ArgumentParser.add_argument` takes."""
+
+    names: tuple[str, ...]
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand."""
+
+    name: str
+    help: str
+    run: Run
+    arguments: tuple[Argument, ...]
+
+
+COMMANDS: dict[str, Command] = {}
+
+
+def argument(*names: str, **options: Any) -> Argument:
+    """An argument of a subcommand."""
+    return Argument(names, options)
+
+
+def command(*arguments: Argument) -> Callable[[Run], Run]:
+    """Make a function a subcommand."""
+
+    def register(run: Run) -> Run:
+        name = run.__name__.replace("_", "-")
+        COMMANDS[name] = Command(name, (run.__doc__ or "").splitlines()[0].rstrip("."), run, arguments)
+        return run
+
+    return register
+
+
+_VERSION = argument("version", help="vN, a tag, latest, or a path or URL")
+
+
+@command()
+def versions(args: argparse.Namespace) -> int:
+    """List the versions."""
+    from prefdata import printing, query
+    from prefdata import versions as store
+
+    found = store.every(args.root)
+    if not found:
+        print(f"there are no versions in {store.root(args.root)!r} yet", file=sys.stderr)
+        return SOUND
+    columns = ["version", "kind", "build", "parents", "rows", "set_aside", "reference", "tags", "created_at"]
+    printing.print_arrow(query.versions_table(found, store.tags(args.root)).select(columns))
+    return SOUND
+
+
+@command(_VERSION)
+def show(args: argparse.Namespace) -> int:
+    """Show what a version is, where it came from and what it holds."""
+    from prefdata import printing
+    from prefdata import versions as store
+
+    version = store.find(args.version, root=args.root)
+    printing.print_table(["what", "value"], _facts(version), title=version.name)
+    counts = version.manifest["counts"]
+    stages = [
+        [stage["stage"], stage["rows_in"], stage["kept"], sum(stage["set_aside"].values())]
+        for stage in counts["stages"]
+    ]
+    printing.print_table(["stage", "rows in", "kept", "set aside"], stages, title="counts")
+    reasons = [[stage["stage"], *reason] for stage in counts["stages"] for reason in stage["set_aside"].items()]
+    if reasons:
+        printing.print_table(["stage", "reason", "rows"], reasons, title="set aside")
+    sources = [[source.get(field) for field in _SOURCE] for source in version.manifest["sources"]]
+    if sources:
+        printing.print_table(_SOURCE, sources, title="sources")
+    files = [[entry["path"], entry.get("rows"), entry["bytes"], entry["sha256"]] for entry in version.manifest["files"]]
+    printing.print_table(["path", "rows", "bytes", "sha256"], files, title="files")
+    return SOUND
+
+
+_SOURCE = ("name", "format", "rows", "license", "path", "sha256")
+
+
+def _facts(version: "Version") -> list[tuple[str, Any]]:
+    manifest = version.manifest
+    rows = {split: n for split, n in manifest["counts"]["rows"].items() if n}
+    told: dict[str, Any] = {
+        "kind": version.kind,
+        "rows": ", ".join(f"{split} {n}" for split, n in rows.items()) or "none",
+        "build": manifest["build"],
+        "parents": [parent["version"] for parent in manifest["parents"]] or None,
+        "round": manifest["round"],
+        "created at": manifest["created_at"],
+        "folder": version.url,
+        "logical hash": version.logical_hash,
+        "build key": manifest["build_key"],
+    }
+    nested = ("config", "seeds", "tokenizer", "generator", "reference", "packages")
+    for name in nested:
+        told |= _flat(name, manifest[name])  # type: ignore[literal-required]
+    return list(told.items())
+
+
+def _flat(name: str, value: Any) -> dict[str, Any]:
+    """One line per value: `tokenizer.digest`. A chat template is told by its digest alone."""
+    if not isinstance(value, dict):
+        return {name: value}
+    told: dict[str, Any] = {}
+    for key, item in value.items():
+        if key != "template":
+            told |= _flat(f"{name}.{key}", item)
+    return told
+
+
+@command(
+    argument("version", nargs="*", help="versions to check: vN, a tag, latest, or a path or URL"),
+    argument("--all", action="store_true", help="check every version"),
+)
+def verify(args: argparse.Namespace) -> int:
+    """Check that versions are what was published: files, counts, ledger, schema.
+
+    Exit status 1 if anything is wrong.
+    """
+    from prefdata import versions as store
+    from prefdata.storage import Storage
+
+    if args.all == bool(args.version):
+        raise UserError("say which versions to check, or --all")
+    names = args.version
+    if args.all:
+        storage = Storage(store.root(args.root))
+        names = [f"v{n}" for n in store.numbers(storage) if storage.exists(f"v{n}/{store.MANIFEST}")]
+    return max([_verify(name, args.root) for name in names], default=SOUND)
+
+
+def _verify(name: str, root: str | None) -> int:
+    from prefdata import versions as store
+
+    try:
+        version = store.find(name, root=root)
+        problems, name = store.verify(version), version.name
+    except store.DamagedVersion as damage:
+        problems = [str(damage)]
+    print(f"{name}: {f'{len(problems)} problem' + 's' * (len(problems) > 1) if problems else 'sound'}")
+    for problem in problems:
+        print(f"  {problem}")
+    return PROBLEMS if problems else SOUND
+
+
+@command(
+    _VERSION,
+    argument("table", nargs="*", help="tables to show (default: all)"),
+)
+def stats(args: argparse.Namespace) -> int:
+    """Show the statistics of a version."""
+    from prefdata import printing
+    from prefdata import versions as store
+
+    version = store.find(args.version, root=args.root)
+    files = {entry["path"].removeprefix("stats/").removesuffix(".parquet"): entry for entry in version.files("stats")}
+    unknown = [name for name in args.table if name not in files]
+    if unknown:
+        raise UserError(f"{version.name} has no statistics called {unknown[0]!r}; it has: {', '.join(files) or 'none'}")
+    for name in args.table or files:
+        printing.print_arrow(version.read(files[name]), title=name)
+    return SOUND
+
+
+@command(
+    argument(
+        "query",
+        help="one SQL statement over the views versions, v1, v2, ..., pairs, ledger, lengths, ...; - reads it from stdin",
+    ),
+    argument(
+        "--format",
+        choices=("table", "csv", "json", "jsonl", "parquet"),
+        help="default: by the name of the output, else table",
+    ),
+    argument("-o", "--output", metavar="FILE", help="write to a file"),
+    argument(
+        "--limit",
+        type=int,
+        metavar="N",
+        help=f"rows of a table (default: {TERMINAL_ROWS} on a terminal, else all; 0: all)",
+    ),
+)
+def sql(args: argparse.Namespace) -> int:
+    """Answer a question in SQL over all versions; nothing is ever written to them."""
+    from prefdata import printing, query
+
+    format_ = args.format or _format_of(args.output)
+    if format_ == "parquet" and args.output is None:
+        raise UserError("--format parquet needs a file: add -o FILE.parquet")
+    if format_ == "table" and args.output is not None:
+        raise UserError("a table goes to the screen; for a file choose --format csv, json, jsonl or parquet")
+    reader = query.stream(sys.stdin.read() if args.query == "-" else args.query, args.root)
+    if format_ == "table":
+        _print_answer(reader, args.limit)
+    else:
+        printing.write(reader, format_, args.output)
+    return SOUND
+
+
+def _format_of(output: str | None) -> str:
+    if output is None:
+        return "table"
+    ending = output.rsplit(".", 1)[-1].lower()
+    if ending not in ("csv", "json", "jsonl", "parquet"):
+        raise UserError(
+            f"the name {output!r} does not say which format it should have; add --format csv, json, jsonl or parquet"
+        )
+    return ending
+
+
+def _print_answer(reader: Any, limit: int | None) -> None:
+    from prefdata import printing
+
+    most = limit if limit is not None else TERMINAL_ROWS if printing.on_terminal() else 0
+    rows: list[Any] = []
+    for batch in reader:
+        rows.extend(row.values() for row in batch.to_pylist())
+        if most and len(rows) > most:
+            break
+    printing.print_table(reader.schema.names, rows[:most] if most else rows)
+    if most and len(rows) > most:
+        print(f"the first {most} rows; --limit 0 shows all", file=sys.stderr)
+
+
+def _root_option() -> argparse.ArgumentParser:
+    """It may stand before or after the command, so where it is not given it must not overwrite the other."""
+    parent = argparse.ArgumentParser(add_help=False)
+    where = "where versions live: a folder or URL (default: $PREFDATA_ROOT, else ./data)"
+    parent.add_argument("--root", metavar="DIR", default=argparse.SUPPRESS, help=where)
+    return parent
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    about = "Preference data in versions: list, check and query them."
+    whole = argparse.ArgumentParser(prog="prefdata", description=about, parents=[_root_option()])
+    whole.set_defaults(root=None)
+    commands = whole.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for each in COMMANDS.values():
+        sub = commands.add_parser(each.name, help=each.help, description=each.run.__doc__, parents=[_root_option()])
+        for each_argument in each.arguments:
+            sub.add_argument(*each_argument.names, **each_argument.options)
+        sub.set_defaults(run=each.run)
+    return whole
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = parser().parse_args(argv)
+    try:
+        status: int = args.run(args)
+        sys.stdout.flush()
+    except UserError as error:
+        print(f"prefdata: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        # whoever read us has seen enough; the interpreter must not try to flush once more on its way out
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    return status

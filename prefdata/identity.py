@@ -1,0 +1,82 @@
+"""Canonical form and the ids made from it. Joins are by these ids, never by position.
+
+Canonical: JSON, UTF-8, sorted keys, no spaces, no Unicode normalisation, null keys dropped, no floats.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from prefdata.records import Messages
+
+
+def canonical(value: Any) -> bytes:
+    """The one byte string of a value. Floats are refused: their spelling is not portable."""
+    return json.dumps(_plain(value), ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode(
+        "utf-8", "surrogatepass"
+    )
+
+
+def digest(value: Any) -> str:
+    """sha256 hex of the canonical form."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def prompt_id(prompt: Messages, tools: str | None = None) -> str:
+    """Equal prompts (and tools) share it."""
+    return digest({"prompt": _turns(prompt), "tools": tools})
+
+
+def pair_row_id(prompt: Messages, chosen: Any, rejected: Any, tools: str | None = None) -> str:
+    """A side is its messages, or its token ids where they were generated."""
+    return digest(
+        {
+            "kind": "pairs",
+            "prompt": _turns(prompt),
+            "chosen": _side(chosen),
+            "rejected": _side(rejected),
+            "tools": tools,
+        }
+    )
+
+
+def completion_row_id(prompt: Messages, completion: Any, tools: str | None = None) -> str:
+    """The completion is its messages, or its token ids where they were generated."""
+    return digest({"kind": "completions", "prompt": _turns(prompt), "completion": _side(completion), "tools": tools})
+
+
+def tokens_id(prompt_ids: Iterable[int], completion_ids: Iterable[int]) -> str:
+    """Names a completion of a prompt by its exact tokens; a cut answer and a finished one differ."""
+    return digest({"prompt": [int(i) for i in prompt_ids], "completion": [int(i) for i in completion_ids]})
+
+
+def _turns(messages: Messages) -> list[dict[str, str]]:
+    return [message.as_dict() for message in messages]
+
+
+def _side(side: Messages | Sequence[int]) -> Any:
+    if len(side) and not isinstance(side[0], int):
+        return _turns(side)  # type: ignore[arg-type]
+    return list(side)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        raise TypeError(f"canonical form holds no floats (found {value!r}): give it as a string")
+    return value
+
+
+def spelled(value: Any) -> Any:
+    """The same value with every float as its shortest exact spelling, ready for a digest."""
+    if isinstance(value, bool) or not isinstance(value, float | dict | list | tuple):
+        return value
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, dict):
+        return {key: spelled(item) for key, item in value.items()}
+    return [spelled(item) for item in value]

@@ -1,0 +1,93 @@
+"""What a source yields before tokens exist: conversations, comparisons, demonstrations, rows set aside."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. Content blocks and tool calls are JSON strings; None keys are absent to the chat template."""
+
+    role: str
+    content: str
+    name: str | None = None
+    tool_calls: str | None = None
+    tool_call_id: str | None = None
+
+    def as_dict(self) -> dict[str, str]:
+        """Only the keys that are set, in a fixed order."""
+        keys = ("role", "content", "name", "tool_calls", "tool_call_id")
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
+
+    @classmethod
+    def from_mapping(cls, turn: Mapping[str, str | None]) -> "Message":
+        """From a row read back from a version, where absent keys come as None."""
+        return cls(
+            role=turn["role"] or "",
+            content=turn["content"] or "",
+            name=turn.get("name"),
+            tool_calls=turn.get("tool_calls"),
+            tool_call_id=turn.get("tool_call_id"),
+        )
+
+
+Messages = tuple[Message, ...]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a row was read: the file (or hub data set), the 0-based position in it, and the split it belongs to."""
+
+    file: str
+    position: int
+    split: str | None = None  # train or test when the source says so
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.position}"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A prompt and two answers, the better one called chosen."""
+
+    prompt: Messages
+    chosen: Messages
+    rejected: Messages
+    tools: str | None = None
+    chosen_score: float | None = None
+    rejected_score: float | None = None
+    preference: float | None = None
+    source: str | None = None
+    license: str | None = None
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt and one good answer."""
+
+    prompt: Messages
+    completion: Messages
+    tools: str | None = None
+    score: float | None = None
+    source: str | None = None
+    license: str | None = None
+
+
+Record = Comparison | Demonstration
+
+
+@dataclass(frozen=True)
+class SetAside:
+    """Why a row goes no further: a reason of `schemas.reasons` and what was found."""
+
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One row as read, before its format is known. `value` is a SetAside when the row could not be read at all."""
+
+    origin: Origin
+    value: Mapping[str, object] | SetAside
+    digest: str = field(default="")  # sha256 hex of the row as read

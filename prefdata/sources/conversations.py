@@ -1,0 +1,40 @@
+"""Chosen and rejected as conversations, without a prompt column.
+
+Either each side is a whole conversation, and both agree in every turn before the last, or a `conversations` (or
+`messages`) column holds the context and each side its answer, as in ShareGPT-like data. The prompt is whole turns that
+both sides state; it is never a prefix that two texts happen to share.
+"""
+
+from prefdata.records import Comparison, Messages
+from prefdata.sources import turns
+from prefdata.sources.refusal import Refused, Row, refusable
+from prefdata.sources.scores import preference, scores
+
+NAME = "conversations"
+NEEDS = "chosen and rejected: whole conversations, or answers beside a conversations column of turns"
+
+CONTEXT_COLUMNS = ("conversations", "messages")
+
+
+@refusable
+def parse(row: Row) -> Comparison:
+    """Two conversations that part at the last assistant turn."""
+    turns.refuse_columns(row, "prompt")
+    chosen_context, chosen = turns.split_answer(conversation(row, "chosen"), "chosen")
+    rejected_context, rejected = turns.split_answer(conversation(row, "rejected"), "rejected")
+    context = turns.same_context(chosen_context, rejected_context)
+    chosen_score, rejected_score = scores(row)
+    return Comparison(context, chosen, rejected, turns.tools(row), chosen_score, rejected_score, preference(row))
+
+
+def conversation(row: Row, name: str) -> Messages:
+    """One side, after the context column when it is an answer alone."""
+    side = turns.answer(row, name)
+    if side[:1] and side[0].role != "assistant":
+        return turns.with_system(row, side)
+    context = next((column for column in CONTEXT_COLUMNS if row.get(column) is not None), None)
+    if context is None:
+        raise Refused(
+            "missing_field", f"{name} is an answer alone, and there is no {' or '.join(CONTEXT_COLUMNS)} column"
+        )
+    return turns.with_system(row, (*turns.messages(row[context], context), *side))

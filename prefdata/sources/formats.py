@@ -1,0 +1,102 @@
+"""The formats, in order, and which of them a file's rows are in.
+
+A new format is one file with NAME, NEEDS and `parse`, and one line here.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from prefdata.errors import UserError
+from prefdata.records import Record, SetAside
+from prefdata.sources import conversations, demonstrations, explicit, hh
+from prefdata.sources.refusal import LAYOUT_REASONS, Parse, Row
+
+
+class Format(Protocol):
+    """One layout of rows: a module of this package."""
+
+    NAME: str  # what the user calls it
+    NEEDS: str  # the columns it reads, in words
+    parse: Parse  # a row to a record, or to why it is set aside; raises on nothing that a row can hold
+
+
+FORMATS: tuple[Format, ...] = (hh, explicit, conversations, demonstrations)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The first rows of one input, those that could not be read among them."""
+
+    shown: str
+    values: Sequence[Row | SetAside]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Those that could be read."""
+        return [value for value in self.values if not isinstance(value, SetAside)]
+
+
+def named(name: str) -> Format:
+    """The format of that name."""
+    for format_ in FORMATS:
+        if name == format_.NAME:
+            return format_
+    raise UserError(f"There is no format {name!r}. Known are {', '.join(each.NAME for each in FORMATS)}.")
+
+
+def detect(samples: Sequence[Sample]) -> tuple[Format, str]:
+    """The format that fits the most rows (of equals the first in order), and a sentence of why.
+
+    A row fits when it parses, or when it is set aside for what it says and not for how it is laid out.
+    """
+    total = sum(len(sample.rows) for sample in samples)
+    if not total:
+        problem = next(value.detail for sample in samples for value in sample.values if isinstance(value, SetAside))
+        raise UserError(f"None of the first rows of {listed(samples)} could be read ({problem}).")
+    fits = {format_.NAME: sum(_fits(format_, sample) for sample in samples) for format_ in FORMATS}
+    best = max(FORMATS, key=lambda format_: fits[format_.NAME])
+    if not fits[best.NAME]:
+        raise UserError(_nothing_fits(samples, total))
+    _refuse_mixture(best, samples)
+    others = ", ".join(f"{name} {count}" for name, count in fits.items() if name != best.NAME)
+    return best, f"{best.NAME} fits {fits[best.NAME]} of the first {total} rows (others: {others})"
+
+
+def listed(samples: Sequence[Sample]) -> str:
+    """The inputs by name, as many as fit in a sentence."""
+    return ", ".join(sample.shown for sample in samples[:3]) + (" ..." if len(samples) > 3 else "")
+
+
+def _fits(format_: Format, sample: Sample) -> int:
+    return sum(_layout_problem(format_.parse(row)) is None for row in sample.rows)
+
+
+def _layout_problem(parsed: Record | SetAside) -> str | None:
+    return parsed.detail if isinstance(parsed, SetAside) and parsed.reason in LAYOUT_REASONS else None
+
+
+def _refuse_mixture(best: Format, samples: Sequence[Sample]) -> None:
+    """A file in which another format fits most rows, and this one none, would be set aside as a whole."""
+    for sample in samples:
+        if _fits(best, sample):
+            continue
+        for format_ in FORMATS:
+            if _fits(format_, sample) * 2 > len(sample.rows):
+                others = ", ".join(other.shown for other in samples if _fits(best, other))
+                raise UserError(
+                    f"{sample.shown} is in the format {format_.NAME}, and {others} in {best.NAME}. "
+                    "Ingest them one by one, or name one format for all."
+                )
+
+
+def _nothing_fits(samples: Sequence[Sample], total: int) -> str:
+    columns = Counter(str(key) for sample in samples for row in sample.rows for key in row)
+    found = ", ".join(ascii(name[:40]) for name, _ in columns.most_common(12)) or "none"
+    lines = [f"No known format fits {listed(samples)}: none of the first {total} rows (columns: {found}). Tried:"]
+    for format_ in FORMATS:
+        problems = (_layout_problem(format_.parse(row)) for sample in samples for row in sample.rows)
+        lines.append(f"  {format_.NAME}: {next(filter(None, problems), 'no row')}. It needs {format_.NEEDS}.")
+    lines.append("Rename the columns to fit one of these, or write the rows anew in its layout.")
+    return "\n".join(lines)

@@ -1,0 +1,227 @@
+"""What a user names, as inputs to read: files, folders, globs, fsspec URLs, and data sets of the hub.
+
+A name is a file, folder or glob if one of that name exists, and a hub data set only if none does. In a folder (or
+glob), files whose names are not those of data are passed by: a card, a licence, what `datasets` notes beside its
+tables, and names that begin with a dot or an underscore.
+"""
+
+import hashlib
+import os
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from csv import Error as CsvError
+from dataclasses import dataclass, field
+from io import BufferedReader, RawIOBase
+from pathlib import PurePosixPath
+from typing import Any, BinaryIO, Protocol, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from prefdata.errors import UserError
+from prefdata.sources import hub, readers
+from prefdata.sources.splits import is_split_name, split_of_path
+
+NOT_DATA = frozenset({"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"})
+GLOB = re.compile(r"[*?\[]")
+CHUNK = 1 << 20
+
+
+@dataclass
+class Tally:
+    """What went by while an input was read."""
+
+    rows: int = 0
+    size: int = 0  # bytes
+    hash: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, data: bytes) -> None:
+        """Count and hash bytes as they are stored."""
+        self.size += len(data)
+        self.hash.update(data)
+
+
+class Input(Protocol):
+    """A file, or one split of a hub data set."""
+
+    @property
+    def shown(self) -> str:
+        """How it is called in a manifest, in an origin and in an error."""
+
+    @property
+    def name(self) -> str:
+        """What its rows call their source when the user gives no name."""
+
+    @property
+    def split(self) -> str | None:
+        """The split its own names put it in."""
+
+    def facts(self) -> dict[str, str | None]:
+        """Licence and origin, as far as the source states them."""
+
+    def read(self, tally: Tally) -> Iterator[readers.Read]:
+        """The rows, from the first to the last; `tally` is complete after the last one."""
+
+    def stamp(self) -> str:
+        """Names what it holds by content; costs reading it at most once."""
+
+
+@dataclass(frozen=True)
+class File:
+    """One file, local or behind an fsspec URL."""
+
+    fs: Any
+    path: str
+    shown: str
+    name: str
+    split: str | None
+
+    def facts(self) -> dict[str, str | None]:
+        """A file alone states neither."""
+        return {}
+
+    def read(self, tally: Tally) -> Iterator[readers.Read]:
+        """Stream the rows; a file that is damaged anywhere is refused when the damage is met."""
+        reader = readers.reader_of(self.path)
+        if reader is None:
+            raise UserError(f"{self.shown} is not a kind of file that can be read. Give one of: {readers.SUFFIXES}.")
+        try:
+            yield from self._rows(reader, tally)
+        except readers.MalformedError as error:
+            raise UserError(f"{self.shown} cannot be read: {error}. Repair the file or leave it out.") from error
+        except _damage() as error:
+            found = f"{type(error).__name__}: {error}"
+            raise UserError(f"{self.shown} cannot be read ({found}). Fetch it anew or leave it out.") from error
+
+    def stamp(self) -> str:
+        """sha256 hex of the bytes as stored."""
+        found = hashlib.sha256()
+        with self.fs.open(self.path, "rb") as stored:
+            while block := stored.read(CHUNK):
+                found.update(block)
+        return f"{self.shown}@{found.hexdigest()}"
+
+    def _rows(self, reader: readers.Reader, tally: Tally) -> Iterator[readers.Read]:
+        with self.fs.open(self.path, "rb") as stored:
+            if readers.reads_sequentially(reader):
+                yield from reader(cast(BinaryIO, BufferedReader(_Tallied(stored, tally), CHUNK)))
+                return
+            while block := stored.read(CHUNK):
+                tally.add(block)
+            stored.seek(0)
+            yield from reader(stored)
+
+
+class _Tallied(RawIOBase):
+    """A stream that tallies the bytes read through it."""
+
+    def __init__(self, stored: BinaryIO, tally: Tally) -> None:
+        self._stored, self._tally = stored, tally
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._stored.read(len(buffer))
+        buffer[: len(data)] = data
+        self._tally.add(data)
+        return len(data)
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What the readers raise on a file that is cut, corrupt or out of reach."""
+    from pyarrow import ArrowException
+
+    return (OSError, EOFError, zlib.error, CsvError, UnicodeDecodeError, ArrowException)
+
+
+def locate(names: Sequence[str], *, hub_options: hub.Options) -> list[Input]:
+    """Every input that the names stand for, in order; one that is named twice is read once."""
+    found = [each for name in names for each in _locate(name, hub_options)]
+    return list({each.shown: each for each in found}.values())
+
+
+def _locate(name: str, hub_options: hub.Options) -> Sequence[Input]:
+    with _reaching(name):
+        fs, path = fsspec.core.url_to_fs(name)
+        is_file, is_folder = fs.isfile(path), fs.isdir(path)
+        matches = sorted(fs.glob(path)) if GLOB.search(name) and not (is_file or is_folder) else []
+    if is_file:
+        return [_file(fs, path, name, PurePosixPath(path).name)]
+    if is_folder:
+        return _folder(fs, path, name, hub_options)
+    if matches:
+        return _matches(fs, path, name, matches)
+    if hub.may_be_name(name) and readers.reader_of(name) is None:
+        return hub.splits(name, hub_options)
+    where = "" if os.path.isabs(name) or "://" in name else f" (looked in {os.getcwd()})"
+    raise UserError(
+        f"There is no file or folder {name}{where}. "
+        "Give a file, a folder, a glob, a URL, or a hub data set as OWNER/NAME."
+    )
+
+
+@contextmanager
+def _reaching(name: str) -> Iterator[None]:
+    """Each object store has errors of its own, all of which mean that the name cannot be reached."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{name} cannot be reached ({type(error).__name__}: {error}).") from error
+
+
+def _folder(fs: Any, path: str, name: str, hub_options: hub.Options) -> Sequence[Input]:
+    local = isinstance(fs, LocalFileSystem)
+    if local and hub.has_card_configs(path):
+        return hub.splits(name, hub_options)
+    base = path.rstrip("/")
+    with _reaching(name):
+        below = sorted(fs.find(path))
+    members = [(member, member.removeprefix(base).lstrip("/")) for member in below]
+    files = [
+        _file(fs, member, f"{name.rstrip('/')}/{relative}", relative, folder=base)
+        for member, relative in _data(members, name)
+    ]
+    if files:
+        return files
+    if local:
+        return hub.splits(name, hub_options)
+    raise UserError(f"The folder {name} holds no file that can be read. Known are {readers.SUFFIXES}.")
+
+
+def _matches(fs: Any, pattern: str, name: str, matches: list[str]) -> Sequence[Input]:
+    fixed = GLOB.split(pattern)[0].rpartition("/")[0]
+    members = [(match, match.removeprefix(fixed).lstrip("/")) for match in matches if fs.isfile(match)]
+    files = [_file(fs, match, _shown(fs, match, name), relative) for match, relative in _data(members, name)]
+    if not files:
+        raise UserError(f"{name} matches no file that can be read. Known are {readers.SUFFIXES}.")
+    return files
+
+
+def _data(members: Sequence[tuple[str, str]], name: str) -> Iterator[tuple[str, str]]:
+    """The (path, path below the folder) of data files."""
+    for path, relative in members:
+        parts = relative.split("/")
+        if parts[-1] in NOT_DATA or any(part.startswith((".", "_")) for part in parts):
+            continue
+        if readers.reader_of(relative):
+            yield path, relative
+        elif any(suffix.lower() in readers.READERS for suffix in PurePosixPath(relative).suffixes):
+            raise UserError(
+                f"{name} holds {relative}, which looks like data but cannot be read. Unpack it or move it away."
+            )
+
+
+def _file(fs: Any, path: str, shown: str, relative: str, *, folder: str | None = None) -> File:
+    stem = PurePosixPath(relative).name.split(".")[0]
+    parent = PurePosixPath(path).parent.name
+    own_name = PurePosixPath(folder).name if folder else (parent if is_split_name(stem) and parent else stem)
+    return File(fs, path, shown, own_name, split_of_path(relative))
+
+
+def _shown(fs: Any, path: str, name: str) -> str:
+    if not isinstance(fs, LocalFileSystem):
+        return str(fs.unstrip_protocol(path))
+    return path if os.path.isabs(name) or "://" in name else os.path.relpath(path)

@@ -1,0 +1,135 @@
+"""Reading: from what the user named to (row as read, record or why not), one item for every row, in order."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from itertools import islice
+from typing import Any
+
+from prefdata.errors import UserError
+from prefdata.records import Comparison, Message, Origin, RawRow, Record, SetAside
+from prefdata.sources import formats, hub, inputs
+from prefdata.sources.readers import Value
+
+ROWS_TRIED = 200  # of each input, to find the format
+
+
+class Reading:
+    """Inputs in one format. Iterating streams them and fills `sources`; iterating again starts anew."""
+
+    def __init__(self, found: Sequence[inputs.Input], format_: formats.Format, why: str, stated: "Stated") -> None:
+        self.format = format_.NAME
+        self.why = why  # how the format was found, in a sentence
+        self.sources: list[dict[str, Any]] = []  # the manifest's: one entry per input that was read to its end
+        self._inputs, self._parse, self._stated = found, format_.parse, stated
+
+    def __iter__(self) -> Iterator[tuple[RawRow, Record | SetAside]]:
+        self.sources = []
+        for each in self._inputs:
+            tally = inputs.Tally()
+            stated = self._stated.or_else(each)
+            for value, raw in each.read(tally):
+                origin = Origin(each.shown, tally.rows, stated.split)
+                tally.rows += 1
+                yield RawRow(origin, value, sha256(raw).hexdigest()), self._record(value, stated)
+            self.sources.append(
+                {
+                    "name": stated.name,
+                    "path": each.shown,
+                    "sha256": tally.hash.hexdigest(),
+                    "bytes": tally.size,
+                    "rows": tally.rows,
+                    "format": self.format,
+                    "license": stated.license,
+                    "origin": stated.origin,
+                }
+            )
+
+    def stamps(self) -> list[str]:
+        """What the inputs hold now, by content, without parsing rows: equal stamps mean equal rows."""
+        return [each.stamp() for each in self._inputs]
+
+    def _record(self, value: Value, stated: "Stated") -> Record | SetAside:
+        parsed = value if isinstance(value, SetAside) else self._parse(value)
+        if isinstance(parsed, SetAside):
+            return parsed
+        if _has_lone_surrogate(parsed):
+            return SetAside("lone_surrogate", "half of a surrogate pair stands alone in the text")
+        return replace(parsed, source=stated.name, license=stated.license)
+
+
+@dataclass(frozen=True)
+class Stated:
+    """What is said of a source, by the user or else by the source itself."""
+
+    split: str | None = None
+    name: str | None = None
+    license: str | None = None
+    origin: str | None = None
+
+    def or_else(self, source: inputs.Input) -> "Stated":
+        """What the user left open, from the source."""
+        facts = source.facts()
+        return Stated(
+            self.split or source.split,
+            self.name or source.name,
+            self.license or facts.get("license"),
+            self.origin or facts.get("origin"),
+        )
+
+
+def read(
+    paths: Sequence[str] | str,
+    *,
+    format: str | None = None,
+    split: str | None = None,
+    name: str | None = None,
+    license: str | None = None,
+    origin: str | None = None,
+    hub_config: str | None = None,
+    hub_revision: str | None = None,
+    hub_splits: Sequence[str] = (),
+) -> Reading:
+    """Open files, folders, globs, fsspec URLs or hub data sets as one reading.
+
+    format    one of `formats.FORMATS`; None: the one that fits the first rows, see `formats.detect`
+    split     train or test for every row; None: what the source's own names say
+    name      what the rows call their source; None: the data set's, folder's or file's name
+    license, origin     for the manifest, where the source does not state them
+    hub_*     which configuration, revision and splits of a hub data set; the splits by its own names, all if empty
+    """
+    if split not in (None, "train", "test"):
+        raise UserError(f"There is no split {split!r}: rows go to train or to test.")
+    given = formats.named(format) if format is not None else None
+    names = [str(path) for path in ([paths] if isinstance(paths, str) else paths)]
+    if not names:
+        raise UserError("Nothing to read was named. Give files, folders, globs, URLs or hub data sets.")
+    found = inputs.locate(names, hub_options=hub.Options(hub_config, hub_revision, tuple(hub_splits)))
+    samples = _samples(found)
+    if given is not None:
+        return Reading(found, given, f"{given.NAME} was asked for", Stated(split, name, license, origin))
+    return Reading(found, *formats.detect(samples), Stated(split, name, license, origin))
+
+
+def _samples(found: Sequence[inputs.Input]) -> list[formats.Sample]:
+    """The first rows of each input; refused when there is no row at all."""
+    samples = [
+        formats.Sample(each.shown, [v for v, _ in islice(each.read(inputs.Tally()), ROWS_TRIED)]) for each in found
+    ]
+    if not any(sample.values for sample in samples):
+        raise UserError(f"There are no rows in {formats.listed(samples)}.")
+    return samples
+
+
+def _has_lone_surrogate(record: Record) -> bool:
+    answers = (*record.chosen, *record.rejected) if isinstance(record, Comparison) else record.completion
+    try:
+        for text in (record.tools, *(text for turn in (*record.prompt, *answers) for text in _texts(turn))):
+            (text or "").encode("utf-8")
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
+def _texts(turn: Message) -> tuple[str | None, ...]:
+    return turn.content, turn.name, turn.tool_calls, turn.tool_call_id

@@ -1,0 +1,168 @@
+"""Records -> rows with token ids, within the length limits. Each row depends on its own record only.
+
+Order of judgement: what the template and the tokens say of the answers first, the limits after it, so that other limits
+change the reasons that speak of limits and no others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from prefdata import identity
+from prefdata.records import Comparison, Demonstration, Messages, Record, SetAside
+from prefdata.steps import gate
+from prefdata.tokens import Conversation, Limits, Rendered, Renderer, Tokenised, shared_prefix
+
+Row = dict[str, Any]
+_BATCH = 1024  # records whose texts go through the tokenizer together; enough to keep its threads busy
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """The ids of a row within its limits; the answers stand as in `gate.sides`."""
+
+    prompt_ids: list[int]
+    answers: dict[str, Rendered]
+
+
+def pair_rows(
+    records: Sequence[Comparison],
+    renderer: Renderer,
+    limits: Limits,
+    *,
+    method: str = "human",
+    source: str = "",
+) -> list[Row | SetAside]:
+    """Rows of `schemas.pairs.BASE`. `source` names where records came from that do not say it themselves."""
+    rows: list[Row | SetAside] = []
+    for record, fitted in zip(records, _fit_all(records, renderer, limits), strict=True):
+        rows.append(fitted if isinstance(fitted, SetAside) else _pair_row(record, fitted, method, source))
+    return rows
+
+
+def completion_rows(
+    records: Sequence[Demonstration],
+    renderer: Renderer,
+    limits: Limits,
+    *,
+    method: str = "human",
+    source: str = "",
+) -> list[Row | SetAside]:
+    """Rows of `schemas.completions.BASE`."""
+    rows: list[Row | SetAside] = []
+    for record, fitted in zip(records, _fit_all(records, renderer, limits), strict=True):
+        rows.append(fitted if isinstance(fitted, SetAside) else _completion_row(record, fitted, method, source))
+    return rows
+
+
+def _fit_all(records: Sequence[Record], renderer: Renderer, limits: Limits) -> list[_Fitted | SetAside]:
+    fitted: list[_Fitted | SetAside] = []
+    for start in range(0, len(records), _BATCH):
+        batch = records[start : start + _BATCH]
+        tokenised = renderer.render(
+            [Conversation(record.prompt, tuple(gate.sides(record).values()), record.tools) for record in batch]
+        )
+        fitted += [
+            _fit(tuple(gate.sides(record)), found, limits) for record, found in zip(batch, tokenised, strict=True)
+        ]
+    return fitted
+
+
+def _fit(names: tuple[str, ...], tokenised: Tokenised | SetAside, limits: Limits) -> _Fitted | SetAside:
+    if isinstance(tokenised, SetAside):
+        return tokenised
+    answers: dict[str, Rendered] = {}
+    for name, answer in zip(names, tokenised.answers, strict=True):
+        if isinstance(answer, SetAside):
+            return SetAside(answer.reason, f"{name}: {answer.detail}")
+        if answer.content_tokens == 0:
+            return SetAside(f"{name}_empty", f"{name} has {len(answer.ids)} tokens and no content")
+        answers[name] = answer
+    if _identical(answers):
+        return SetAside("identical_tokens", f"both are the same {len(answers[names[0]].ids)} tokens")
+    return _limited(tokenised.prompt_ids, answers, limits)
+
+
+def _limited(prompt_ids: list[int], answers: dict[str, Rendered], limits: Limits) -> _Fitted | SetAside:
+    """The prompt whole, each answer in what room it leaves."""
+    if len(prompt_ids) > min(limits.max_prompt_length or limits.max_length, limits.max_length - 1):
+        return SetAside("prompt_too_long", f"the prompt has {len(prompt_ids)} tokens; {_told(limits)}")
+    room = limits.max_length - len(prompt_ids)
+    if room - max(answer.content_start for answer in answers.values()) < limits.min_answer_tokens:
+        return SetAside("no_room_for_answer", f"a prompt of {len(prompt_ids)} tokens leaves {room}; {_told(limits)}")
+    longest = max(len(answer.ids) for answer in answers.values())
+    if longest > room and limits.overflow == "set_aside":
+        return SetAside("answer_too_long", f"an answer has {longest} tokens, the prompt leaves {room}; {_told(limits)}")
+    cut = {name: answer.cut(room) for name, answer in answers.items()}
+    if _identical(cut):
+        return SetAside("identical_after_truncation", f"the first {room} tokens are the same; {_told(limits)}")
+    return _Fitted(prompt_ids, cut)
+
+
+def _identical(answers: dict[str, Rendered]) -> bool:
+    first, *others = answers.values()
+    return any(first.ids == other.ids for other in others)
+
+
+def _told(limits: Limits) -> str:
+    return ", ".join(f"{key} {value}" for key, value in limits.as_dict().items() if value is not None)
+
+
+def _pair_row(record: Comparison, fitted: _Fitted, method: str, source: str) -> Row:
+    chosen, rejected = fitted.answers["chosen"], fitted.answers["rejected"]
+    scores = record.chosen_score, record.rejected_score
+    return {
+        "row_id": identity.pair_row_id(record.prompt, record.chosen, record.rejected, record.tools),
+        **_prompt_columns(record, fitted),
+        "chosen": _turns(record.chosen),
+        "rejected": _turns(record.rejected),
+        "chosen_ids": chosen.ids,
+        "rejected_ids": rejected.ids,
+        "chosen_tokens": len(chosen.ids),
+        "rejected_tokens": len(rejected.ids),
+        "shared_prefix": shared_prefix(chosen.ids, rejected.ids),
+        "chosen_content_start": chosen.content_start,
+        "chosen_finish": chosen.finish,
+        "rejected_finish": rejected.finish,
+        "chosen_loss_mask": None,
+        "rejected_loss_mask": None,
+        "chosen_score": record.chosen_score,
+        "rejected_score": record.rejected_score,
+        "margin": None if scores[0] is None or scores[1] is None else scores[0] - scores[1],
+        "preference": record.preference,
+        **_provenance(record, method, source),
+    }
+
+
+def _completion_row(record: Demonstration, fitted: _Fitted, method: str, source: str) -> Row:
+    completion = fitted.answers["completion"]
+    return {
+        "row_id": identity.completion_row_id(record.prompt, record.completion, record.tools),
+        **_prompt_columns(record, fitted),
+        "completion": _turns(record.completion),
+        "completion_ids": completion.ids,
+        "completion_tokens": len(completion.ids),
+        "completion_content_start": completion.content_start,
+        "completion_finish": completion.finish,
+        "completion_loss_mask": None,
+        "score": record.score,
+        **_provenance(record, method, source),
+    }
+
+
+def _prompt_columns(record: Record, fitted: _Fitted) -> Row:
+    return {
+        "prompt_id": identity.prompt_id(record.prompt, record.tools),
+        "prompt": _turns(record.prompt),
+        "tools": record.tools,
+        "prompt_ids": fitted.prompt_ids,
+        "prompt_tokens": len(fitted.prompt_ids),
+    }
+
+
+def _provenance(record: Record, method: str, source: str) -> Row:
+    return {"method": method, "source": record.source or source, "license": record.license}
+
+
+def _turns(messages: Messages) -> list[dict[str, str]]:
+    return [message.as_dict() for message in messages]

@@ -1,0 +1,152 @@
+"""One small interface over local folders and fsspec URLs (s3://, gs://, memory:// ...).
+
+Two promises that the rest leans on: a file written here is whole or absent, and `create` succeeds for exactly one of
+any number of callers.
+"""
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+from prefdata.errors import UserError
+
+_TEMPORARY = ".tmp-"
+
+
+class Storage:
+    """A folder or a prefix of an object store; every path is relative to it, with / between parts."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        from fsspec.core import url_to_fs
+
+        try:
+            self.fs, self._base = url_to_fs(url, **options)
+        except (ImportError, ValueError) as problem:
+            raise UserError(f"cannot open {url!r} as a place for data: {problem}") from problem
+        self._base = self._base.rstrip("/") or "/"
+        self.local = "file" in _protocols(self.fs)
+
+    @property
+    def url(self) -> str:
+        """What opens this storage again: an absolute path, or a URL."""
+        return self._base if self.local else str(self.fs.unstrip_protocol(self._base))
+
+    def path(self, name: str = "") -> str:
+        """The full path of a name inside the file system."""
+        return f"{self._base}/{name}" if name else self._base
+
+    def at(self, name: str) -> "Storage":
+        """The storage of a folder below this one."""
+        below = object.__new__(Storage)
+        below.fs, below.local, below._base = self.fs, self.local, self.path(name)
+        return below
+
+    def read(self, name: str) -> bytes:
+        """The whole file. FileNotFoundError if there is none."""
+        data = self.fs.cat_file(self.path(name))
+        return data if isinstance(data, bytes) else bytes(data)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write or replace a file so that no reader ever sees a part of it."""
+        if not self.local:
+            self.fs.pipe_file(self.path(name), data)
+            return
+        temporary = self._write_temporary(name, data)
+        try:
+            os.replace(temporary, self.path(name))
+        except BaseException:
+            _unlink(temporary)
+            raise
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Write a file only if there is none: True for the one caller that made it, whole; False for all others."""
+        if not self.local:
+            try:
+                self.fs.pipe_file(self.path(name), data, mode="create")
+            except FileExistsError:
+                return False
+            return True
+        if os.path.exists(self.path(name)):
+            return False
+        temporary = self._write_temporary(name, data)
+        try:
+            os.link(temporary, self.path(name))  # fails if the name is taken, unlike a rename
+        except FileExistsError:
+            return False
+        finally:
+            _unlink(temporary)
+        return True
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file or folder of that name, as it is now (listings are not cached)."""
+        self.fs.invalidate_cache()
+        return bool(self.fs.exists(self.path(name)))
+
+    def size(self, name: str) -> int:
+        """Bytes of a file."""
+        return int(self.fs.size(self.path(name)))
+
+    def folders(self, name: str = "") -> list[str]:
+        """Names of the folders directly below, sorted; none if the folder is absent."""
+        return sorted(_last(entry["name"]) for entry in self._entries(name) if entry["type"] == "directory")
+
+    def names(self, name: str = "") -> list[str]:
+        """Names of the files directly below, sorted; none if the folder is absent."""
+        found = (_last(entry["name"]) for entry in self._entries(name) if entry["type"] == "file")
+        return sorted(entry for entry in found if entry and not entry.startswith(_TEMPORARY))
+
+    def walk(self, name: str = "") -> Iterator[str]:
+        """Every file below a folder, at any depth, relative to that folder."""
+        yield from self.names(name)
+        for folder in self.folders(name):
+            inside = f"{name}/{folder}" if name else folder
+            yield from (f"{folder}/{file}" for file in self.walk(inside))
+
+    def remove(self, name: str) -> None:
+        """Remove a file or a folder with all it holds; nothing happens if it is absent."""
+        if self.exists(name):
+            self.fs.rm(self.path(name), recursive=True)
+
+    def _entries(self, name: str) -> list[dict[str, Any]]:
+        self.fs.invalidate_cache()
+        try:
+            entries: list[dict[str, Any]] = self.fs.ls(self.path(name), detail=True)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        own = self.path(name).rstrip("/")
+        return [entry for entry in entries if entry["name"].rstrip("/") != own]
+
+    def _write_temporary(self, name: str, data: bytes) -> str:
+        folder = os.path.dirname(self.path(name))
+        os.makedirs(folder, exist_ok=True)
+        temporary = f"{folder}/{_TEMPORARY}{secrets.token_hex(8)}"
+        try:
+            with open(temporary, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:
+            _unlink(temporary)
+            raise
+        return temporary
+
+
+def sha256(data: bytes) -> str:
+    """sha256 hex of a file's bytes."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def _last(path: str) -> str:
+    return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _unlink(path: str) -> None:
+    with suppress(FileNotFoundError):
+        os.unlink(path)

@@ -1,0 +1,436 @@
+"""Versions of a data set: claim, stage, publish, open, verify. The only code that writes a version.
+
+A version is a folder `vN` below the root. Its number is claimed by an exclusive create, its files are written into the
+folder, and the manifest is written last: a folder without a manifest is no version, so readers see all of it or none.
+"""
+
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from prefdata import counts, logical
+from prefdata.errors import UserError
+from prefdata.storage import Storage, sha256
+from schemas.ledger import LEDGER
+from schemas.manifest import FORMAT, FileEntry, Manifest
+
+MANIFEST = "manifest.json"
+CLAIM = "claim"
+ROWS_PER_FILE = 8192
+SPLITS = ("train", "test")
+
+_NUMBERED = re.compile(r"v([1-9][0-9]*)")
+
+
+class DamagedVersion(UserError):
+    """A file of a version is not what its manifest says."""
+
+
+class Version:
+    """An opened version. Every file is checked against the manifest when it is read."""
+
+    def __init__(self, storage: Storage, manifest: Manifest) -> None:
+        self.storage = storage
+        self.manifest = manifest
+
+    @property
+    def name(self) -> str:
+        return self.manifest["version"]
+
+    @property
+    def url(self) -> str:
+        return self.storage.url
+
+    @property
+    def root(self) -> str:
+        return self.url.rsplit("/", 1)[0]
+
+    @property
+    def kind(self) -> str:
+        return self.manifest["kind"]
+
+    @property
+    def logical_hash(self) -> str:
+        return self.manifest["logical_hash"]
+
+    @property
+    def splits(self) -> list[str]:
+        """The splits that hold rows, train first."""
+        rows = self.manifest["counts"]["rows"]
+        return [split for split in SPLITS if rows.get(split)]
+
+    def files(self, folder: str) -> list[FileEntry]:
+        """The Parquet files of a split, of `ledger` or of `stats`, in order."""
+        inside = [entry for entry in self.manifest["files"] if entry["path"].startswith(f"{folder}/")]
+        return sorted(inside, key=lambda entry: entry["path"])
+
+    def paths(self, folder: str) -> list[str]:
+        """Full paths or URLs of those files."""
+        return [f"{self.url}/{entry['path']}" for entry in self.files(folder)]
+
+    def read(self, entry: FileEntry, columns: Sequence[str] | None = None) -> pa.Table:
+        """One Parquet file. DamagedVersion if its bytes are not those that were published."""
+        try:
+            data = self.storage.read(entry["path"])
+        except FileNotFoundError:
+            raise DamagedVersion(f"{self.name}: {entry['path']} is missing from {self.url}") from None
+        if sha256(data) != entry["sha256"]:
+            raise DamagedVersion(
+                f"{self.name}: {entry['path']} is not the file that was published (its sha256 differs). "
+                f"Look with `prefdata verify {self.name}`, then restore the file or build the version again."
+            )
+        return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
+
+    def batches(self, split: str, columns: Sequence[str] | None = None, rows: int = 4096) -> Iterator[pa.Table]:
+        """The rows of a split in order, at most `rows` at a time."""
+        for entry in self.files(split):
+            table = self.read(entry, columns)
+            for start in range(0, table.num_rows, rows):
+                yield table.slice(start, rows)
+
+    def table(self, split: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """All rows of a split."""
+        entries = self.files(split)
+        if not entries:
+            raise UserError(f"{self.name} has no {split!r} rows; it holds: {', '.join(self.splits) or 'none'}")
+        return pa.concat_tables([self.read(entry, columns) for entry in entries])
+
+    def columns(self) -> list[str]:
+        """Names of the columns of the row files."""
+        return list(self.schema().names)
+
+    def schema(self) -> pa.Schema:
+        """The Arrow schema of the row files, meanings included."""
+        for split in SPLITS:
+            for entry in self.files(split):
+                return self.read(entry).schema
+        return pa.schema([])
+
+    def ledger(self) -> pa.Table:
+        """One line per row of the direct parent."""
+        entries = self.files("ledger")
+        return pa.concat_tables([self.read(entry) for entry in entries]) if entries else LEDGER.empty_table()
+
+
+# -- finding -------------------------------------------------------------------------------------------------------
+
+
+def root(given: str | None = None) -> str:
+    """Where versions live: the argument, else $PREFDATA_ROOT, else ./data."""
+    return given or os.environ.get("PREFDATA_ROOT") or "data"
+
+
+def numbers(storage: Storage) -> list[int]:
+    """Every number that is taken, whole or not."""
+    return sorted(int(match[1]) for name in storage.folders() if (match := _NUMBERED.fullmatch(name)))
+
+
+def every(given_root: str | None = None) -> list[Version]:
+    """All whole versions below a root, by number."""
+    storage = Storage(root(given_root))
+    found = (_open(storage.at(f"v{number}")) for number in numbers(storage))
+    return [version for version in found if version is not None]
+
+
+def find(ref: str, *, root: str | None = None, kinds: Sequence[str] | None = None) -> Version:
+    """The version that `vN`, a tag, `latest`, or a path or URL names.
+
+    `latest` is the newest version of one of `kinds`. UserError if there is none, or if it is of another kind.
+    """
+    where = globals()["root"](root)
+    version = _latest(where, kinds) if ref == "latest" else _named(ref, where)
+    if kinds is not None and version.kind not in kinds:
+        raise UserError(f"{version.name} holds {version.kind}, and this reads {' or '.join(kinds)}")
+    return version
+
+
+def find_build(build_key: str, given_root: str | None = None) -> Version | None:
+    """The first version that an equal build made, if any."""
+    return next((version for version in every(given_root) if version.manifest["build_key"] == build_key), None)
+
+
+def tags(given_root: str | None = None) -> dict[str, str]:
+    """Tag names and the versions they name."""
+    storage = Storage(root(given_root)).at("tags")
+    return {name: storage.read(name).decode().strip() for name in storage.names()}
+
+
+def _open(storage: Storage) -> Version | None:
+    try:
+        manifest = json.loads(storage.read(MANIFEST))
+    except FileNotFoundError:
+        return None
+    except ValueError as problem:
+        raise DamagedVersion(f"{storage.url}/{MANIFEST} can't be read as JSON: {problem}") from problem
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        raise UserError(f"{storage.url} has format {found!r}; this prefdata reads {FORMAT!r}")
+    return Version(storage, cast(Manifest, manifest))
+
+
+def _latest(where: str, kinds: Sequence[str] | None) -> Version:
+    suitable = [version for version in every(where) if kinds is None or version.kind in kinds]
+    if not suitable:
+        wanted = f"version of kind {' or '.join(kinds)}" if kinds else "version"
+        raise UserError(f"there is no {wanted} in {where!r} yet; make one with:  python -m flows.ingest --help")
+    return suitable[-1]
+
+
+def _named(ref: str, where: str) -> Version:
+    if "/" in ref or "\\" in ref or "://" in ref:
+        version = _open(Storage(ref))
+        if version is None:
+            raise UserError(f"{ref!r} is not a version: it has no {MANIFEST}")
+        return version
+    storage = Storage(where)
+    name = ref if _NUMBERED.fullmatch(ref) else tags(where).get(ref, ref)
+    version = _open(storage.at(name)) if _NUMBERED.fullmatch(name) else None
+    if version is None:
+        raise UserError(_absent(ref, where))
+    return version
+
+
+def _absent(ref: str, where: str) -> str:
+    names = [version.name for version in every(where)]
+    listed = ", ".join(names[-12:]) if names else "none yet"
+    return f"there is no version or tag {ref!r} in {where!r}; versions there: {listed}"
+
+
+# -- publishing ----------------------------------------------------------------------------------------------------
+
+
+class Staging:
+    """The files of a version on their way: written into its claimed folder, unseen until `publish`.
+
+    Use it as a context manager: if it is left without `publish`, what was staged is removed.
+    """
+
+    def __init__(self, given_root: str | None, schema: pa.Schema, build_key: str) -> None:
+        self._root = Storage(root(given_root))
+        self.schema = schema
+        self.number = _claim(self._root, build_key)
+        self.storage = self._root.at(f"v{self.number}")
+        self.files: list[FileEntry] = []
+        self.rows: dict[str, int] = {}
+        self._pending: dict[str, list[pa.Table]] = {}
+        self._parts: dict[str, int] = {}
+        self._hash = logical.LogicalHash()
+        self._tally = counts.Tally()
+        self.published = False
+
+    @property
+    def name(self) -> str:
+        return f"v{self.number}"
+
+    def __enter__(self) -> "Staging":
+        return self
+
+    def __exit__(self, *problem: object) -> None:
+        if not self.published:
+            _discard(self.storage)
+
+    def add(self, split: str, rows: pa.Table) -> None:
+        """Stage rows of a split, in order."""
+        if rows.num_rows == 0:
+            return
+        table = rows.select(self.schema.names).cast(self.schema)
+        self._hash.add(split, table)
+        self.rows[split] = self.rows.get(split, 0) + table.num_rows
+        self._put(split, table)
+
+    def ledger(self, lines: pa.Table) -> None:
+        """Stage ledger lines, in the parent's order."""
+        if lines.num_rows == 0:
+            return
+        table = lines.select(LEDGER.names).cast(LEDGER)
+        self._tally.add(table)
+        self._put("ledger", table)
+
+    def paths(self, folder: str) -> list[str]:
+        """Full paths of the staged files of a folder, for statistics; call `flush` first."""
+        return [f"{self.storage.url}/{entry['path']}" for entry in self.files if entry["path"].startswith(f"{folder}/")]
+
+    def flush(self) -> None:
+        """Write what is still pending."""
+        for folder in list(self._pending):
+            self._write_part(folder, self._pending.pop(folder))
+
+    def small_table(self, name: str, table: pa.Table) -> None:
+        """A statistics table, under `stats/`."""
+        self._write_parquet(f"stats/{name}.parquet", table)
+
+    def text(self, path: str, text: str) -> None:
+        """A text file, such as the dataset card."""
+        self._write(path, text.encode())
+
+    def counts(self, stages: Sequence[str]) -> Any:
+        """What went in and came out, from the ledger lines staged so far."""
+        return self._tally.counts(stages, self.rows)
+
+    def manifest(self, stages: Sequence[str], fields: Mapping[str, Any]) -> Manifest:
+        """The manifest as it would be written now."""
+        content = {
+            "format": FORMAT,
+            "version": self.name,
+            **fields,
+            "logical_hash": self._hash.hexdigest(),
+            "counts": self.counts(stages),
+            "files": sorted(self.files, key=lambda entry: entry["path"]),
+            "packages": _packages(),
+            "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        return cast(Manifest, content)
+
+    def publish(self, manifest: Manifest) -> Version:
+        """Write the manifest: from here on the version exists."""
+        data = json.dumps(manifest, ensure_ascii=False, indent=2).encode()
+        if not self.storage.create(MANIFEST, data):
+            raise UserError(f"{self.storage.url} was published by another process meanwhile; nothing was changed")
+        self.published = True
+        return Version(self.storage, manifest)
+
+    def _put(self, folder: str, table: pa.Table) -> None:
+        pending = self._pending.setdefault(folder, [])
+        pending.append(table)
+        while sum(part.num_rows for part in pending) >= ROWS_PER_FILE:
+            joined = pa.concat_tables(pending)
+            self._write_part(folder, [joined.slice(0, ROWS_PER_FILE)])
+            pending[:] = [joined.slice(ROWS_PER_FILE)]
+
+    def _write_part(self, folder: str, tables: list[pa.Table]) -> None:
+        joined = pa.concat_tables(tables)
+        if joined.num_rows == 0:
+            return
+        number = self._parts.get(folder, 0)
+        self._parts[folder] = number + 1
+        self._write_parquet(f"{folder}/part-{number:05d}.parquet", joined)
+
+    def _write_parquet(self, path: str, table: pa.Table) -> None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        self._write(path, bytes(sink.getvalue()), rows=table.num_rows)
+
+    def _write(self, path: str, data: bytes, rows: int | None = None) -> None:
+        self.storage.write(path, data)
+        entry: FileEntry = {"path": path, "sha256": sha256(data), "bytes": len(data)}
+        if rows is not None:
+            entry["rows"] = rows
+        self.files.append(entry)
+
+
+def _claim(storage: Storage, build_key: str) -> int:
+    claim = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "build_key": build_key}
+    data = json.dumps(claim).encode()
+    number = max(numbers(storage), default=0) + 1
+    while not storage.create(f"v{number}/{CLAIM}", data):
+        number += 1
+    return number
+
+
+def _discard(storage: Storage) -> None:
+    """Remove what was staged of a version that was not published.
+
+    The claim stays: were it removed, another publisher could take the number while files still vanish around it.
+    """
+    for name in list(storage.walk()):
+        if name != CLAIM:
+            storage.remove(name)
+
+
+def _packages() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {}
+    for name in ("prefdata", "torch", "transformers", "tokenizers", "pyarrow", "vllm"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+# -- verifying -----------------------------------------------------------------------------------------------------
+
+
+def verify(version: Version) -> list[str]:
+    """Everything that is wrong with a version, in words; empty when it is sound.
+
+    Re-hashes every file, looks for files that don't belong, and checks schema, row counts, ledger sums, the rows the
+    ledger says were made, and the logical hash.
+    """
+    problems = _verify_files(version)
+    if problems:
+        return problems  # what damaged files hold says nothing
+    return [*_verify_rows(version), *_verify_ledger(version)]
+
+
+def _verify_files(version: Version) -> list[str]:
+    listed = {entry["path"] for entry in version.manifest["files"]}
+    strangers = sorted(set(version.storage.walk()) - listed - {MANIFEST, CLAIM})
+    problems = [f"{path}: not in the manifest" for path in strangers]
+    for entry in version.manifest["files"]:
+        problems.extend(_verify_file(version, entry))
+    return problems
+
+
+def _verify_file(version: Version, entry: FileEntry) -> list[str]:
+    path = entry["path"]
+    try:
+        data = version.storage.read(path)
+    except FileNotFoundError:
+        return [f"{path}: missing"]
+    if len(data) != entry["bytes"]:
+        return [f"{path}: {len(data)} bytes, the manifest says {entry['bytes']}"]
+    if sha256(data) != entry["sha256"]:
+        return [f"{path}: sha256 differs from the manifest's"]
+    if "rows" in entry and (rows := pq.ParquetFile(pa.BufferReader(data)).metadata.num_rows) != entry["rows"]:
+        return [f"{path}: {rows} rows, the manifest says {entry['rows']}"]
+    return []
+
+
+def _verify_rows(version: Version) -> list[str]:
+    problems: list[str] = []
+    total = logical.LogicalHash()
+    found = dict.fromkeys(version.manifest["counts"]["rows"], 0)
+    for split in SPLITS:
+        for entry in version.files(split):
+            table = version.read(entry)
+            problems.extend(f"{entry['path']}: {problem}" for problem in logical.row_problems(version.kind, table))
+            total.add(split, table)
+            found[split] = found.get(split, 0) + table.num_rows
+    if found != version.manifest["counts"]["rows"]:
+        problems.append(f"rows by split are {found}, the manifest says {version.manifest['counts']['rows']}")
+    if not problems and total.hexdigest() != version.logical_hash:
+        problems.append("the logical hash of the rows differs from the manifest's")
+    return problems
+
+
+def _verify_ledger(version: Version) -> list[str]:
+    tally = counts.Tally()
+    made: list[str] = []
+    for entry in version.files("ledger"):
+        table = version.read(entry)
+        tally.add(table)
+        made.extend(table["made"].combine_chunks().flatten().to_pylist())
+    stated = version.manifest["counts"]
+    problems = counts.problems(stated)
+    if tally.counts([stage["stage"] for stage in stated["stages"]], stated["rows"]) != stated:
+        problems.append("the ledger's sums differ from the manifest's counts")
+    rows = [row for split in version.splits for row in version.table(split, ["row_id"])["row_id"].to_pylist()]
+    if sorted(rows) != sorted(made):
+        problems.append("the rows that the ledger says were made are not the rows of the version")
+    return problems
+
+
+def ledger_lines(lines: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """A ledger table from plain lines; `made` and `shortfall` default to none."""
+    filled = [{"made": [], "shortfall": [], **line} for line in lines]
+    return pa.Table.from_pylist(filled, schema=LEDGER)

@@ -1,0 +1,44 @@
+"""One row is one prompt and one completion of it: a demonstration, or a sampled answer with its scores.
+
+Log-probs are natural logs (nats); completion_tokens counts what a sum was taken over.
+"""
+
+import pyarrow as pa
+
+from schemas.columns import MESSAGES, TOKEN_IDS, TOKEN_LOGPS, TOKEN_MASK, column, required
+
+KIND = "completions"
+
+BASE = pa.schema(
+    [
+        required(
+            "row_id",
+            pa.string(),
+            "sha256 hex of the canonical kind, prompt, completion and tools; stable across versions",
+        ),
+        required("prompt_id", pa.string(), "sha256 hex of the canonical prompt and tools; equal prompts share it"),
+        required("prompt", MESSAGES, "messages before the last assistant turn; nothing in it is scored"),
+        required("completion", MESSAGES, "the answer: the last assistant turn"),
+        column("tools", pa.string(), "JSON list of tool definitions given to the chat template; null: none"),
+        required("prompt_ids", TOKEN_IDS, "token ids of the templated prompt, generation header included"),
+        required("completion_ids", TOKEN_IDS, "token ids of the completion, end-of-turn included unless it was cut"),
+        required("prompt_tokens", pa.int32(), "tokens in prompt_ids"),
+        required("completion_tokens", pa.int32(), "scored tokens in completion_ids, at least 1"),
+        required("completion_content_start", pa.int32(), "tokens that the template puts before the answer's text"),
+        required(
+            "completion_finish", pa.string(), "how it ends: stop (end-of-turn id present) or length (cut, no end id)"
+        ),
+        column("completion_loss_mask", TOKEN_MASK, "which completion tokens are scored; null: all"),
+        column("score", pa.float64(), "score in the scorer's own unit; null: none given"),
+        required("method", pa.string(), "how the completion came about: human, sampled, greedy, ..."),
+        required("source", pa.string(), "name of the source the prompt came from"),
+        column("license", pa.string(), "licence of that source, as stated there; null: not stated"),
+    ]
+)
+
+REFERENCE = pa.schema(
+    [
+        column("ref_completion_token_logps", TOKEN_LOGPS, "nats, log p_ref of every token of completion_ids"),
+        column("ref_completion_logps", pa.float32(), "nats, sum of log p_ref over the completion_tokens scored tokens"),
+    ]
+)
