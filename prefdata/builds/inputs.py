@@ -1,0 +1,93 @@
+"""What builds take from a parent version: its rows, and the models its manifest names."""
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from prefdata.errors import UserError
+from prefdata.versions import Version
+
+
+class ParentReader:
+    """Rows of a parent by file and position. The file read last is kept, since units come in file order."""
+
+    def __init__(self, parent: Version) -> None:
+        self._parent = parent
+        self._entries = {entry["path"]: entry for entry in parent.manifest["files"]}
+        self._lock = threading.Lock()
+        self._last: tuple[str, pa.Table] | None = None
+
+    def file(self, path: str) -> pa.Table:
+        """All rows of one of the parent's files."""
+        with self._lock:
+            if self._last is None or self._last[0] != path:
+                self._last = (path, self._parent.read(self._entries[path]))
+            return self._last[1]
+
+    def slice(self, path: str, start: int, rows: int) -> pa.Table:
+        """Consecutive rows."""
+        return self.file(path).slice(start, rows)
+
+    def take(self, path: str, positions: Sequence[int]) -> pa.Table:
+        """Rows at these positions."""
+        return self.file(path).take(list(positions))
+
+
+def same_reference(one: dict[str, Any] | None, other: dict[str, Any] | None) -> bool:
+    """Whether two manifest entries are of the same reference: weights, settings and precision; names don't matter."""
+    return one is not None and other is not None and one["fingerprint"] == other["fingerprint"]
+
+
+def model_name(parent: Version, given: str | None) -> str:
+    """The model a build uses: the one given, else the generator, reference or tokenizer of the parent's manifest."""
+    if given is not None:
+        return given
+    manifest = parent.manifest
+    for entry in (manifest.get("generator"), manifest.get("reference"), manifest.get("tokenizer")):
+        if entry and entry.get("name"):
+            commit = entry.get("commit")
+            return f"{entry['name']}@{commit}" if commit else str(entry["name"])
+    raise UserError(f"{parent.name} names no model; say which with --model")
+
+
+def reference_model(
+    parent: Version, given: str | None, *, dtype: str, trust_remote_code: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The fingerprint of the reference model, checked against the parent's tokens, and what loads it."""
+    from prefdata import reference
+    from prefdata.models import describe
+
+    name = model_name(parent, given)
+    description = describe(name, dtype)
+    check_same_model(parent, name, description, given)
+    check_same_tokens(parent, name, trust_remote_code)
+    loading = {"name": name, "dtype": dtype, "trust_remote_code": trust_remote_code}
+    return {**description, "fingerprint": reference.fingerprint(description, dtype)}, loading
+
+
+def check_same_model(parent: Version, name: str, description: dict[str, Any], given: str | None) -> None:
+    """A model taken from the manifest must still have the weights it had then."""
+    if given is not None:
+        return
+    for role, entry in (("generator", parent.manifest["generator"]), ("reference", parent.manifest["reference"])):
+        if entry and entry.get("name") == name and entry.get("digest") != description["digest"]:
+            raise UserError(
+                f"the {role} of {parent.name} was {name!r} with digest {entry['digest'][:12]}, and the model there now "
+                f"has digest {description['digest'][:12]}; if that is what you want, say so with --model {name}"
+            )
+
+
+def check_same_tokens(parent: Version, model: str, trust_remote_code: bool) -> None:
+    """Stored token ids mean something only to the tokenizer that made them."""
+    from prefdata.tokens import Renderer, differences
+
+    stored = parent.manifest["tokenizer"]
+    own = Renderer.like(stored, model, trust_remote_code=trust_remote_code)
+    if stored["digest"] != own.fingerprint["digest"]:
+        found = "; ".join(differences(stored, own.fingerprint))
+        raise UserError(
+            f"{model!r} has another tokenizer than {parent.name}: {found}. "
+            f"Ingest the source again for it:  python -m flows.ingest SOURCE --model {model}"
+        )

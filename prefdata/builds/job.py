@@ -1,0 +1,149 @@
+"""What every build is made of: stages of content-keyed units, then one publish.
+
+A job computes nothing until it is run. Whoever runs it (a plain loop here, Prefect tasks in `flows/`) hands each
+pending unit to `compute` and keeps the result in the work store, so a build that was killed goes on where it stopped.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from prefdata import versions
+from prefdata.identity import digest, spelled
+from prefdata.versions import Version
+from prefdata.work import Tables, Work
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of a stage: its key, how many rows it covers, and what its stage needs to find its inputs again."""
+
+    key: str
+    rows: int
+    inputs: Any = None
+
+
+class Stage(Protocol):
+    """One kind of work over all rows, such as generation. It may hold a model from first use until `close`."""
+
+    name: str
+
+    def units(self) -> Iterable[Unit]:
+        """The units, in the order of the parent's rows; earlier stages are done when this is called."""
+        ...
+
+    def compute(self, unit: Unit) -> Tables:
+        """The unit's result, from its inputs alone."""
+        ...
+
+    def close(self) -> None:
+        """Let go of models and processes."""
+        ...
+
+
+class Job(Protocol):
+    """One build, ready to run: its inputs are checked, so what can be refused has been."""
+
+    name: str
+    root: str
+    work: Work
+    build_key: str
+    rows: int | None  # rows of the input, if that is known before they are read
+    already: Version | None  # a version that makes this build needless, if the inputs name one
+
+    def stages(self) -> Iterator[Stage]:
+        """The stages, one after the other."""
+        ...
+
+    def publish(self) -> Version:
+        """Put the finished units together as the next version."""
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    version: Version
+    published: bool  # False: an equal build had made this version before
+    computed: int  # units computed now
+    reused: int  # units that were done already
+
+    def sentence(self) -> str:
+        """One line for a person."""
+        rows = sum(self.version.manifest["counts"]["rows"].values())
+        if not self.published:
+            return f"{self.version.name} ({rows:,} rows) is already what this build would make; nothing was done"
+        aside = self.version.manifest["counts"]["set_aside"]
+        units = f"{self.computed} units computed, {self.reused} reused"
+        return f"published {self.version.name}: {rows:,} rows, {aside:,} rows set aside; {units}"
+
+
+class Watcher(Protocol):
+    """Told of progress: a progress bar, a Prefect artifact, or nothing."""
+
+    def stage(self, name: str, rows: int | None) -> None:
+        """A stage begins; rows it is expected to cover, if that is known."""
+        ...
+
+    def unit(self, unit: Unit, reused: bool) -> None:
+        """A unit is done, now or before."""
+        ...
+
+
+Executor = Callable[[Stage, Iterable[Unit], Work, Watcher], None]
+
+
+class Silent:
+    """A watcher that says nothing."""
+
+    def stage(self, name: str, rows: int | None) -> None:
+        """A stage begins."""
+
+    def unit(self, unit: Unit, reused: bool) -> None:
+        """A unit is done."""
+
+
+def build_key(name: str, config: dict[str, Any], parents: Iterable[Version], fingerprints: dict[str, Any]) -> str:
+    """Equal builds share it: rule, configuration, parents and what the models and tokenizers are."""
+    return digest(
+        {
+            "build": name,
+            "config": spelled(config),
+            "parents": [{"version": parent.name, "logical_hash": parent.logical_hash} for parent in parents],
+            "fingerprints": spelled(fingerprints),
+        }
+    )
+
+
+def in_order(stage: Stage, units: Iterable[Unit], work: Work, watcher: Watcher) -> None:
+    """Run units one after the other in this process."""
+    for unit in units:
+        watcher.unit(unit, reused=not run_unit(stage, unit, work))
+
+
+def run_unit(stage: Stage, unit: Unit, work: Work) -> bool:
+    """Compute a unit unless it is done. True if it was computed now."""
+    if work.load(unit.key) is not None:
+        work.reused += 1
+        return False
+    work.store(unit.key, stage.compute(unit))
+    work.computed += 1
+    return True
+
+
+def run(job: Job, *, execute: Executor = in_order, watcher: Watcher | None = None) -> Outcome:
+    """Run a job to its version. An equal build that was published before is returned as it is."""
+    found = job.already or versions.find_build(job.build_key, job.root)
+    if found is not None:
+        return Outcome(found, published=False, computed=0, reused=0)
+    watcher = watcher or Silent()
+    for stage in job.stages():
+        watcher.stage(stage.name, job.rows)
+        try:
+            execute(stage, stage.units(), job.work, watcher)
+        finally:
+            stage.close()
+    watcher.stage("publish", None)
+    version = job.publish()
+    return Outcome(version, published=True, computed=job.work.computed, reused=job.work.reused)

@@ -1,0 +1,385 @@
+"""build-sapo-negatives: for every good answer of a version, negatives with a segment written anew by a model.
+
+Works from pairs (their chosen side) and from completions (demonstrations). See `prefdata.select.segments` for the rule.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pyarrow as pa
+
+from prefdata import engines, logical, versions
+from prefdata.builds import finish, scoring
+from prefdata.builds.inputs import (
+    ParentReader,
+    check_same_model,
+    check_same_tokens,
+    model_name,
+    reference_model,
+    same_reference,
+)
+from prefdata.builds.job import Stage, Unit, build_key
+from prefdata.builds.options import as_config, check, option
+from prefdata.builds.winners import SIDE, Assembled, Draw, assemble, winners
+from prefdata.draws import generator, row_seed
+from prefdata.identity import spelled
+from prefdata.models import DTYPES
+from prefdata.records import SetAside
+from prefdata.select import segments
+from prefdata.versions import Version, ledger_lines
+from prefdata.work import Tables, Work, unit_key
+from schemas import pairs
+from schemas.ledger import KEPT, SET_ASIDE
+
+NAME = "build-sapo-negatives"
+STAGES = ("select", "generate", "gate", scoring.NAME, "publish")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What can be chosen."""
+
+    source: str = option("latest", "version with the good answers: vN, a tag, latest, a path or a URL")
+    model: str | None = option(None, "model that writes the segments (default: the one the source's manifest names)")
+    reference: str | None = option(None, "model whose log-probs are stored (default: the one that writes)")
+    mode: str = option(
+        "segment", "what is written anew; paper is the published algorithm", choices=tuple(segments.RULES)
+    )
+    segment_tokens: int | None = option(
+        None, "tokens of a segment (default: a third of the answer, at most 256)", least=1
+    )
+    negatives: int = option(1, "negatives per good answer", least=1)
+    max_redraws: int = option(3, "further draws when the segment comes back unchanged", least=0)
+    temperature: float = option(0.7, "sampling temperature; 0 is greedy", least=0)
+    top_k: int = option(50, "sample among this many likeliest tokens; 0 is all", least=0)
+    top_p: float = option(0.95, "sample among the likeliest tokens that hold this probability", least=0)
+    seed: int = option(0, "seed of all draws")
+    round: int | None = option(None, "regeneration round (default: the source's plus one)", least=1)
+    engine: str = option("transformers", "what generates", choices=tuple(engines.ENGINES))
+    dtype: str = option("float32", "precision of the models' weights", choices=DTYPES)
+    unit_rows: int = option(256, "answers per unit of work", least=1)
+    trust_remote_code: bool = option(False, "run Python code that comes with the model")
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a unit's rows lie in the parent."""
+
+    split: str
+    path: str
+    positions: tuple[int, ...]
+
+
+class BuildSapoNegatives:
+    """The job: generate, then reference log-probs, then publish."""
+
+    name = NAME
+    already: Version | None = None
+
+    def __init__(self, options: Options, root: str | None = None) -> None:
+        from prefdata.models import describe
+
+        check(options)
+        self.options = options
+        self.root = versions.root(root)
+        self.parent = versions.find(options.source, root=root, kinds=tuple(SIDE))
+        self.work = Work(self.root)
+        self.rows: int | None = sum(self.parent.manifest["counts"]["rows"].values())
+        self.round = options.round or self.parent.manifest["round"] + 1
+        self.model = model_name(self.parent, options.model)
+        description = describe(self.model, options.dtype)
+        check_same_model(self.parent, self.model, description, options.model)
+        check_same_tokens(self.parent, self.model, options.trust_remote_code)
+        self.description = description
+        self.reference, loading = reference_model(
+            self.parent,
+            options.reference or self.model,
+            dtype=options.dtype,
+            trust_remote_code=options.trust_remote_code,
+        )
+        # how work is cut up changes no result, so unit_rows is no part of what was asked for
+        self.config = as_config(
+            options, "unit_rows", source=self.parent.name, model=description["name"], round=self.round
+        )
+        fingerprints = {"generator": description, "reference": self.reference}
+        self.build_key = build_key(NAME, self.config, [self.parent], fingerprints)
+        self.reader = ParentReader(self.parent)
+        self._generating = GenerateStage(self)
+        self._scoring = scoring.ReferenceStage(pairs.KIND, self._scoring_batches, self.reference, loading)
+
+    def stages(self) -> Iterator[Stage]:
+        """Reference units are known only once generation is done."""
+        yield self._generating
+        yield self._scoring
+
+    def publish(self) -> Version:
+        """Assembled rows with their reference columns, and a ledger line for every row of the parent."""
+        schema = logical.schema_of(pairs.KIND, pairs.SEGMENT, pairs.REFERENCE)
+        seen: set[bytes] = set()
+        with versions.Staging(self.root, schema, self.build_key) as staging:
+            for unit, built in self._assembled():
+                rows = scoring.attached(self._scoring, built.rows, self.work)
+                kept = _judge(rows, built, seen)
+                if rows.num_rows:
+                    staging.add(unit.inputs.split, rows.filter(pa.array(kept)))
+                staging.ledger(_ledger(built, rows, kept))
+            staging.ledger(self._generating.duplicates_ledger())
+            return finish.publish(staging, STAGES, self._fields())
+
+    def _fields(self) -> dict[str, Any]:
+        return {
+            "kind": pairs.KIND,
+            "build": NAME,
+            "build_key": self.build_key,
+            "config": self.config,
+            "seeds": {"seed": self.options.seed},
+            "round": self.round,
+            "parents": [{"version": self.parent.name, "logical_hash": self.parent.logical_hash}],
+            "sources": self.parent.manifest["sources"],
+            "tokenizer": self.parent.manifest["tokenizer"],
+            "generator": self._generating.provenance(),
+            "reference": self.reference,
+        }
+
+    def _assembled(self) -> Iterator[tuple[Unit, Assembled]]:
+        for unit in self._generating.units():
+            tables = self.work.load(unit.key)
+            if tables is None:
+                raise KeyError(f"the unit {unit.key[:12]} of stage generate is not done")
+            yield unit, assemble(self._generating.answers(unit), tables["draws"], self._generating.assembly)
+
+    def _scoring_batches(self) -> Iterator[scoring.Batch]:
+        same = same_reference(self.parent.manifest["reference"], self.reference)
+        for unit, built in self._assembled():
+            known = partial(self._parent_rows, unit) if same else _nothing_known
+            yield scoring.Batch(rows=partial(_identity, built.rows), known=known)
+
+    def _parent_rows(self, unit: Unit) -> pa.Table:
+        return self.reader.take(unit.inputs.path, unit.inputs.positions)
+
+
+class GenerateStage:
+    """Draws B' for every good answer. Equal good answers of one prompt are drawn for once."""
+
+    name = "generate"
+
+    def __init__(self, job: BuildSapoNegatives) -> None:
+        from prefdata.tokens import Renderer
+
+        options, manifest = job.options, job.parent.manifest
+        self._job = job
+        self._engine: Any = None
+        self._first: dict[str, str] = {}
+        self._duplicates: dict[str, str] = {}
+        self._end_ids = tuple(manifest["tokenizer"]["end_ids"])
+        self._max_length = int(manifest["tokenizer"]["max_length"])
+        self._sampling = engines.Sampling(options.temperature, options.top_k, options.top_p, self._end_ids)
+        self.sampling_config = {
+            "temperature": options.temperature,
+            "top_k": options.top_k,
+            "top_p": options.top_p,
+            "end_ids": list(self._end_ids),
+        }
+        self.assembly = _assembly(job, Renderer, self.sampling_config, self._end_ids)
+        self._loading = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
+
+    def units(self) -> Iterator[Unit]:
+        """Runs of good answers in the parent's order, each answer once."""
+        first = self._first = self._first or self._first_rows()
+        for split, path, row_ids, answer_ids in self._ids():
+            positions = [number for number, row in enumerate(row_ids) if first[answer_ids[number]] == row]
+            self._duplicates.update(
+                {row: first[answer] for row, answer in zip(row_ids, answer_ids, strict=True) if first[answer] != row}
+            )
+            size = self._job.options.unit_rows
+            for start in range(0, len(positions), size):
+                chosen = positions[start : start + size]
+                members = [answer_ids[number] for number in chosen]
+                yield Unit(self._key(members), len(chosen), _Place(split, path, tuple(chosen)))
+
+    def duplicates_ledger(self) -> pa.Table:
+        """Lines of the rows whose answer another row stands for."""
+        return ledger_lines(
+            {
+                "row_id": row,
+                "status": SET_ASIDE,
+                "stage": "select",
+                "reason": "duplicate_answer",
+                "detail": f"row {first} has the same prompt and good answer",
+            }
+            for row, first in self._duplicates.items()
+        )
+
+    def provenance(self) -> dict[str, Any]:
+        """The manifest's generator: model, engine, sampling, and whether every unit would come out bit for bit again."""
+        units = (self._job.work.load(unit.key) for unit in self.units())
+        invariant = all(tables["engine"]["batch_invariant"][0].as_py() for tables in units if tables is not None)
+        options = self._job.options
+        return {
+            **self._job.description,
+            "engine": options.engine,
+            "batch_invariant": invariant,
+            "sampling": self.sampling_config,
+        }
+
+    def answers(self, unit: Unit) -> pa.Table:
+        """The unit's good answers with their prompts."""
+        return winners(self._job.parent.kind, self._job.reader.take(unit.inputs.path, unit.inputs.positions))
+
+    def compute(self, unit: Unit) -> Tables:
+        """Draw, and redraw where B' equals B, a bounded number of times."""
+        answers = self.answers(unit).to_pylist()
+        draws = {
+            (row["answer_id"], index): self._plan(row, index)
+            for row in answers
+            for index in range(self._job.options.negatives)
+        }
+        by_id = {row["answer_id"]: row for row in answers}
+        for attempt in range(self._job.options.max_redraws + 1):
+            pending = [draw for draw in draws.values() if draw.pending]
+            if not pending:
+                break
+            self._draw(pending, by_id, attempt)
+        drawn = pa.Table.from_pylist([draw.as_row() for draw in draws.values()], schema=Draw.SCHEMA)
+        return {"draws": drawn, "engine": pa.table({"batch_invariant": [self._load().batch_invariant]})}
+
+    def close(self) -> None:
+        """Let go of the engine."""
+        if self._engine is not None and hasattr(self._engine, "close"):
+            self._engine.close()
+        self._engine = None
+
+    def _first_rows(self) -> dict[str, str]:
+        """For every good answer, the least row_id that has it: the same whatever the order of rows."""
+        first: dict[str, str] = {}
+        for _, _, row_ids, answer_ids in self._ids():
+            for row, answer in zip(row_ids, answer_ids, strict=True):
+                first[answer] = min(row, first.get(answer, row))
+        return first
+
+    def _ids(self) -> Iterator[tuple[str, str, list[str], list[str]]]:
+        for split in self._job.parent.splits:
+            for entry in self._job.parent.files(split):
+                table = winners(self._job.parent.kind, self._job.reader.file(entry["path"]))
+                yield split, entry["path"], table["row_id"].to_pylist(), table["answer_id"].to_pylist()
+
+    def _key(self, members: list[str]) -> str:
+        options = self._job.options
+        config = {
+            "mode": options.mode,
+            "segment_tokens": options.segment_tokens,
+            "negatives": options.negatives,
+            "max_redraws": options.max_redraws,
+            "seed": options.seed,
+            "round": self._job.round,
+            "sampling": self.sampling_config,
+            "max_length": self._max_length,
+            "model": self._job.description["digest"],
+            "config": self._job.description["config_digest"],
+            "engine": options.engine,
+            "dtype": options.dtype,
+        }
+        return unit_key("generate", spelled(config), members)
+
+    def _plan(self, row: dict[str, Any], index: int) -> Draw:
+        options = self._job.options
+        answer = segments.Answer(
+            prompt_tokens=len(row["prompt_ids"]),
+            tokens=len(row["answer_ids"]),
+            content_start=row["content_start"],
+            max_length=self._max_length,
+        )
+        rng = generator(row_seed(options.seed, row["answer_id"], "cut", self._job.round, index))
+        cut = segments.RULES[options.mode](answer, options.segment_tokens, rng)
+        if isinstance(cut, SetAside):
+            return Draw(row["answer_id"], index, cut=None, reason=cut.reason, detail=cut.detail)
+        return Draw(row["answer_id"], index, cut=cut)
+
+    def _draw(self, pending: list[Draw], by_id: dict[str, dict[str, Any]], attempt: int) -> None:
+        options = self._job.options
+        requests = []
+        for draw in pending:
+            row = by_id[draw.answer_id]
+            draw.seed = row_seed(options.seed, draw.answer_id, "segment", self._job.round, draw.index, attempt)
+            draw.attempt = attempt
+            prefix = (*row["prompt_ids"], *row["answer_ids"][: draw.required_cut.start])
+            requests.append(engines.Request(draw.key, prefix, draw.required_cut.new_tokens, draw.seed))
+        by_key = {draw.key: draw for draw in pending}
+        for sample in self._load().generate(requests, self._sampling):
+            draw = by_key[sample.key]
+            draw.take(by_id[draw.answer_id]["answer_ids"], sample.token_ids, self._end_ids)
+
+    def _load(self) -> Any:
+        if self._engine is None:
+            self._engine = engines.load(self._job.options.engine, self._job.model, **self._loading)
+        return self._engine
+
+
+def _assembly(
+    job: BuildSapoNegatives, renderer: Any, sampling: dict[str, Any], end_ids: tuple[int, ...]
+) -> dict[str, Any]:
+    """What every row of the build says of its making."""
+    loaded = renderer.like(job.parent.manifest["tokenizer"], job.model, trust_remote_code=job.options.trust_remote_code)
+    return {
+        "method": "segment" if job.options.mode == "paper" else job.options.mode,
+        "generator": f"{job.description['name']}@{job.description['digest'][:12]}",
+        "sampling": json.dumps(sampling, sort_keys=True),
+        "round": job.round,
+        "end_ids": end_ids,
+        "decode": loaded.decode,
+    }
+
+
+def _judge(rows: pa.Table, built: Assembled, seen: set[bytes]) -> list[bool]:
+    """Which rows are published: finite log-probs, and no equal row before. Why the others are not goes to `built`."""
+    if rows.num_rows == 0:
+        return []
+    kept = []
+    good = scoring.finite(pairs.KIND, rows).to_pylist()
+    for row_id, parent, finite in zip(rows["row_id"].to_pylist(), rows["parent_row_id"].to_pylist(), good, strict=True):
+        name = bytes.fromhex(row_id)
+        if not finite:
+            built.failures.append((parent, scoring.NAME, SetAside("not_finite")))
+        elif name in seen:
+            built.failures.append((parent, "publish", SetAside("duplicate_row", f"row {row_id} was made before")))
+        kept.append(finite and name not in seen)
+        seen.add(name)
+    return kept
+
+
+def _ledger(built: Assembled, rows: pa.Table, kept: list[bool]) -> pa.Table:
+    """A line per good answer: kept if any negative was made, with the reasons of those that were not."""
+    made: dict[str, list[str]] = {row: [] for row in built.parents}
+    if rows.num_rows:
+        for parent, row_id, ok in zip(rows["parent_row_id"].to_pylist(), rows["row_id"].to_pylist(), kept, strict=True):
+            if ok:
+                made[parent].append(row_id)
+    failures: dict[str, list[tuple[str, SetAside]]] = {}
+    for parent, stage, aside in built.failures:
+        failures.setdefault(parent, []).append((stage, aside))
+    return ledger_lines(_line(parent, made[parent], failures.get(parent, [])) for parent in built.parents)
+
+
+def _line(parent: str, made: list[str], failures: list[tuple[str, SetAside]]) -> dict[str, Any]:
+    if made:
+        shortfall = [aside.reason for _, aside in failures]
+        return {"row_id": parent, "status": KEPT, "stage": "publish", "made": made, "shortfall": shortfall}
+    stage, aside = max(failures, key=lambda failure: STAGES.index(failure[0]))
+    return {
+        "row_id": parent,
+        "status": SET_ASIDE,
+        "stage": stage,
+        "reason": aside.reason,
+        "detail": aside.detail or None,
+    }
+
+
+def _identity(rows: pa.Table) -> pa.Table:
+    return rows
+
+
+def _nothing_known() -> None:
+    return None

@@ -1,0 +1,138 @@
+"""Generation engines: token ids in, token ids out, one protocol for all.
+
+An engine is one file in this folder and one line in `ENGINES`. It draws from `Request.seed` alone, so that neither
+the order of requests nor the batch a request falls into changes its draw.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, Literal, Protocol
+
+from prefdata.errors import UserError
+
+
+@dataclass(frozen=True)
+class Request:
+    """One answer asked for. `key` comes back on its sample and is unique in a call."""
+
+    key: str
+    prompt_ids: tuple[int, ...]
+    max_new_tokens: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if not self.prompt_ids:
+            raise ValueError(f"request {self.key!r} has an empty prompt: nothing predicts its first token")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"request {self.key!r} asks for {self.max_new_tokens} tokens")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn: temperature first, then the `top_k` likeliest, then the likeliest that hold `top_p`.
+
+    temperature 0 takes the likeliest token; top_k 0 and top_p 1 switch the filters off.
+    `end_ids` end an answer; without them it runs to its `max_new_tokens`.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    end_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.temperature < float("inf")):
+            raise UserError(f"temperature is {self.temperature}: it must be 0 (greedy) or a positive number.")
+        if self.top_k < 0:
+            raise UserError(f"top_k is {self.top_k}: it must be 0 (off) or a positive whole number.")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p is {self.top_p}: it must be above 0 and at most 1 (off).")
+
+    @property
+    def greedy(self) -> bool:
+        """Nothing is drawn."""
+        return self.temperature == 0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer. `token_ids` includes the end id when `finish` is stop.
+
+    `token_logps`: nats, the log-prob of each token under the distribution it was drawn from, after temperature and
+    filters; None when nothing was drawn (greedy) or the engine cannot tell.
+    """
+
+    key: str
+    token_ids: tuple[int, ...]
+    finish: Literal["stop", "length"]
+    token_logps: tuple[float, ...] | None = None
+
+
+class Engine(Protocol):
+    """What every engine offers.
+
+    batch_invariant  the same requests in the same call give the same tokens, bit for bit
+    fingerprint      what decides the distribution of its samples: goes into manifests and the keys of finished work
+    """
+
+    name: str
+    batch_invariant: bool
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        ...
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sample]:
+        """One sample per request, as they finish, in any order. Bad requests are refused before the first one."""
+        ...
+
+
+# name on the command line -> "file of this package:class"
+ENGINES = {
+    "transformers": "transformers:TransformersEngine",
+    "fake": "fake:FakeEngine",
+}
+
+
+def load(name: str, model: str, **options: Any) -> Engine:
+    """The engine `name` with `model` (a folder or hub name) in it.
+
+    Every engine takes the options `dtype` and `trust_remote_code`; others are an engine's own.
+    """
+    if name not in ENGINES:
+        raise UserError(f"there is no engine {name!r}; there are: {', '.join(ENGINES)}.")
+    file, _, class_name = ENGINES[name].partition(":")
+    engine_class = getattr(import_module(f"{__name__}.{file}"), class_name)
+    engine: Engine = engine_class.load(model, **options)
+    return engine
+
+
+def check(requests: Sequence[Request], *, positions: int | None, vocabulary: int) -> None:
+    """What every engine refuses before it starts: requests that cannot be told apart, or that the model cannot take."""
+    if len({request.key for request in requests}) != len(requests):
+        raise ValueError("two requests have the same key")
+    for request in requests:
+        total = len(request.prompt_ids) + request.max_new_tokens
+        if positions is not None and total > positions:
+            raise UserError(
+                f"a prompt of {len(request.prompt_ids)} tokens and an answer of up to {request.max_new_tokens} need "
+                f"{total} positions and the model has {positions}: build from a version with a smaller maximum length, "
+                "ask for fewer new tokens, or take another model."
+            )
+        if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocabulary:
+            raise UserError(
+                f"a prompt holds token ids up to {max(request.prompt_ids)} and the model knows 0 to {vocabulary - 1}: "
+                "it was tokenised for another model."
+            )
+
+
+def until_end(
+    tokens: Sequence[int], limit: int, end_ids: Sequence[int]
+) -> tuple[tuple[int, ...], Literal["stop", "length"]]:
+    """The first `limit` tokens up to and with the first end id, and how they finish."""
+    for index, token in enumerate(tokens[:limit]):
+        if token in end_ids:
+            return tuple(tokens[: index + 1]), "stop"
+    return tuple(tokens[:limit]), "length"

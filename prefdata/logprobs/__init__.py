@@ -1,0 +1,13 @@
+"""Token trees in, per-token log-probs out: the one forward of the scorer and of every trainer.
+
+    forward(model, trees)   differentiable; the caller sizes the batch
+    score(model, trees)     no gradients; any number of trees
+
+What the forward does inside is its own affair; callers hand it trees and read `Scores`.
+"""
+
+from prefdata.logprobs.padded import forward
+from prefdata.logprobs.score import BATCH_TOKENS, score
+from prefdata.logprobs.trees import Scores, Tree
+
+__all__ = ["BATCH_TOKENS", "Scores", "Tree", "forward", "score"]
