@@ -1,0 +1,126 @@
+"""How a build runs under Prefect: each unit a task, progress as log lines and an artifact, a table at the end."""
+
+import time
+from collections.abc import Iterable
+from typing import Any, cast
+from uuid import UUID
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+
+from prefdata.builds.job import Job, Outcome, Stage, Unit, Watcher, run, run_unit
+from prefdata.errors import UserError
+from prefdata.work import Work
+
+_REPORT_EVERY_S = 5.0
+# Tasks are handed names: Prefect would walk through and store anything larger. Stage and unit wait here, in the
+# process that runs the flow.
+_UNDER_WAY: dict[str, tuple[Stage, Unit, Work]] = {}
+
+
+def _worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
+    """Bad input stays bad; anything else (memory, network, a dying engine) may pass."""
+    return not isinstance(state.result(raise_on_failure=False), UserError)
+
+
+@task(
+    task_run_name="{stage}-{number}",
+    retries=2,
+    retry_delay_seconds=2,
+    retry_condition_fn=_worth_retrying,
+    cache_policy=NO_CACHE,  # what is done is known by content, in the work store
+    persist_result=False,
+)
+def work_unit(stage: str, number: int, key: str) -> bool:
+    """Compute one unit and keep it. True if it was computed now."""
+    return run_unit(*_UNDER_WAY[key])
+
+
+class PrefectWatcher(Watcher):
+    """Progress of the stages as log lines, and as an artifact while a stage's total is known."""
+
+    def __init__(self, name: str) -> None:
+        self._logger = get_run_logger()
+        self._name = name
+        self._artifact: UUID | None = None
+        self._begin("", None)
+
+    def stage(self, name: str, rows: int | None) -> None:
+        """Close the last stage and announce the next."""
+        self._report()
+        self._begin(name, rows)
+        self._logger.info("stage %s", name)
+
+    def unit(self, unit: Unit, reused: bool) -> None:
+        """Count a unit; report every few seconds."""
+        self._rows += unit.rows
+        self._reused += unit.rows * reused
+        self._reported = False
+        if time.monotonic() - self._last > _REPORT_EVERY_S:
+            self._report()
+
+    def _begin(self, name: str, rows: int | None) -> None:
+        self._stage, self._total, self._rows, self._reused, self._reported = name, rows, 0, 0, True
+        self._began = self._last = time.monotonic()
+
+    def _report(self) -> None:
+        if self._reported:
+            return
+        self._reported, self._last = True, time.monotonic()
+        self._logger.info("stage %s: %s", self._stage, self._words())
+        if self._total:
+            self._show(min(100.0, 100 * self._rows / self._total))
+
+    def _words(self) -> str:
+        done = f"{self._rows:,} rows" if self._total is None else f"{self._rows:,} of {self._total:,} rows"
+        fresh, seconds = self._rows - self._reused, self._last - self._began
+        speed = fresh / seconds if seconds > 0 else 0.0
+        before = f", {self._reused:,} of them done before" if self._reused else ""
+        left = (self._total or 0) - self._rows
+        rest = f", about {left / speed:,.0f} s to go" if speed and left > 0 else ""
+        return f"{done}{before}, {speed:,.0f} rows/s{rest}"
+
+    def _show(self, percent: float) -> None:
+        text = f"{self._name}: {self._stage}, {self._words()}"
+        if self._artifact is None:
+            self._artifact = cast(
+                UUID, create_progress_artifact(percent, key=f"{self._name}-progress", description=text)
+            )
+        else:
+            update_progress_artifact(self._artifact, percent, description=text)
+
+
+def in_tasks(stage: Stage, units: Iterable[Unit], work: Work, watcher: Watcher) -> None:
+    """Run units as tasks, in order. One model is in memory, so one unit at a time uses it."""
+    for number, unit in enumerate(units):
+        if work.done(unit.key):  # no task for what is there already
+            watcher.unit(unit, reused=not run_unit(stage, unit, work))
+            continue
+        _UNDER_WAY[unit.key] = (stage, unit, work)
+        try:
+            watcher.unit(unit, reused=not work_unit(stage.name, number, unit.key))
+        finally:
+            del _UNDER_WAY[unit.key]
+
+
+def build(job: Job) -> Outcome:
+    """Run a job inside a flow and leave a table of what came of it."""
+    outcome = run(job, execute=in_tasks, watcher=PrefectWatcher(job.name))
+    get_run_logger().info(outcome.sentence())
+    version = outcome.version
+    counts = version.manifest["counts"]
+    create_table_artifact(
+        key=f"{job.name}-counts",
+        description=f"{outcome.sentence()}\n\n{version.url}",
+        table=[
+            {
+                "stage": stage["stage"],
+                "rows in": stage["rows_in"],
+                "kept": stage["kept"],
+                "set aside": ", ".join(f"{reason} {n}" for reason, n in stage["set_aside"].items()) or "none",
+            }
+            for stage in counts["stages"]
+        ],
+    )
+    return outcome
