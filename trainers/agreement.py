@@ -1,0 +1,90 @@
+"""Step 0: does the policy give the log-probs that the version stores of its reference?
+
+Where both are the same weights, a large difference means that template, mask, precision or attention differ between
+the two. Where they are different models it is a fact worth seeing, and no error.
+"""
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from prefdata import logprobs
+from prefdata.versions import Version
+
+PROBE_ROWS = 32
+# nats per token that the same weights may differ by; bfloat16 is kernel and padding noise
+ALLOWED = {"float32": 1e-3, "bfloat16": 3e-2}
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Mean |policy - stored reference| over the tokens of a few rows."""
+
+    mean: float  # nats per token
+    tokens: int
+    rows: int
+    same_model: bool
+    allowed: float
+
+    @property
+    def suspicious(self) -> bool:
+        """Same weights, other numbers."""
+        return self.same_model and not self.mean <= self.allowed
+
+    def sentence(self, policy: Mapping[str, Any], reference: Mapping[str, Any]) -> str:
+        """What to tell a person."""
+        which = (
+            f"the policy is the stored reference ({_named(policy)})"
+            if self.same_model
+            else f"the policy ({_named(policy)}) is another model than the stored reference ({_named(reference)})"
+        )
+        text = f"step 0: {which}; mean |policy - reference| is {self.mean:.2g} nats per token ({self.tokens:,} tokens of {self.rows} rows)"
+        if self.suspicious:
+            text += (
+                f"\nwarning: for the same weights that is more than {self.allowed:g}: precision, attention or the scored tokens"
+                " differ from when the reference was stored"
+            )
+        return text
+
+
+def probe(version: Version, split: str, sides: tuple[str, ...]) -> pa.Table | None:
+    """A few rows with their stored per-token log-probs; None if the version has none."""
+    names = [f"ref_{side}_token_logps" for side in sides]
+    if not set(names) <= set(version.columns()):
+        return None
+    columns = ["prompt_ids", *(f"{side}_ids" for side in sides), *names]
+    return next(version.batches(split, columns=columns, rows=PROBE_ROWS), None)
+
+
+def measure(
+    model: Any,
+    rows: pa.Table,
+    sides: tuple[str, ...],
+    *,
+    same_model: bool,
+    dtype: str,
+    context: AbstractContextManager[Any],
+) -> Agreement:
+    """Scores the probe's rows with the policy as training will."""
+    prompts = rows["prompt_ids"].to_pylist()
+    branches = [rows[f"{side}_ids"].to_pylist() for side in sides]
+    trees = [logprobs.Tree(prompt, ids) for prompt, *ids in zip(prompts, *branches, strict=True)]
+    with torch.no_grad(), context:
+        scored = logprobs.score(model, trees)
+    stored = zip(*(rows[f"ref_{side}_token_logps"].to_pylist() for side in sides), strict=True)
+    gaps = [
+        np.abs(own.astype(np.float64) - np.asarray(theirs, np.float64))
+        for tree, row in zip(scored, stored, strict=True)
+        for own, theirs in zip(tree, row, strict=True)
+    ]
+    every = np.concatenate(gaps)
+    return Agreement(float(every.mean()), every.size, rows.num_rows, same_model, ALLOWED[dtype])
+
+
+def _named(model: Mapping[str, Any]) -> str:
+    return f"{model.get('name', 'unnamed')}@{str(model.get('digest', '?'))[:12]}"

@@ -1,0 +1,186 @@
+"""Does this version hold what this objective reads? Asked before a model is loaded, answered in words.
+
+What decides: the kind of version, its columns, the tokenizer and chat template its tokens were made with, and the
+values themselves. The reference matters only to objectives that read it; the policy may be any model.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from prefdata.errors import UserError
+from prefdata.versions import Version
+from schemas.stats import POSITIVE_LOGP
+from trainers.objectives import OBJECTIVES, Objective
+
+
+class MissingColumns(UserError):
+    """The version lacks something that the objective reads."""
+
+
+def check(version: Version, objective: Objective) -> None:
+    """MissingColumns if the version's kind or columns do not serve the objective."""
+    if "train" not in version.splits:
+        raise UserError(
+            f"data version {version.name} has no train rows; it holds: {', '.join(version.splits) or 'none'}."
+        )
+    usable = usable_losses(version.kind, version.columns())
+    if version.kind not in objective.batch.sides:
+        raise MissingColumns(
+            f"--loss {objective.name} reads {' or '.join(objective.batch.sides)}, and data version {version.name} holds"
+            f" {version.kind}.\n{_makes_kind(version)}\n{_as_it_is(version.name, usable)}"
+        )
+    missing = missing_columns(version.columns(), objective)
+    if missing:
+        raise MissingColumns(
+            f"--loss {objective.name} reads {' and '.join(missing)}, which data version {version.name} does not have.\n"
+            f"Add them:  {_scores(version.name)}\n{_as_it_is(version.name, usable)}"
+        )
+    if objective.batch.referenced and not version.manifest["reference"]:
+        raise MissingColumns(
+            f"data version {version.name} does not say which model its reference log-probs come from, and --loss"
+            f" {objective.name} reads them.\n"
+            f"Score them again:  {_scores(version.name)}"
+        )
+
+
+def missing_columns(columns: Sequence[str], objective: Objective) -> list[str]:
+    """What the objective reads and the version lacks."""
+    return [name for name in objective.batch.columns if name not in columns]
+
+
+def usable_losses(kind: str, columns: Sequence[str]) -> list[str]:
+    """The losses that a version can be trained with as it is."""
+    return [
+        name
+        for name, one in sorted(OBJECTIVES.items())
+        if kind in one.batch.sides and not missing_columns(columns, one)
+    ]
+
+
+def check_tokenizer(version: Version, differences: Sequence[str], model: str) -> None:
+    """UserError if the model's tokenizer or template is not the one that the version's tokens were made with."""
+    if differences:
+        raise UserError(
+            f"the tokens of data version {version.name} were not made with the tokenizer and chat template of {model}:"
+            f" {'; '.join(differences)}.\n"
+            f"Train a model that has them, say --chat-template version if the template alone differs and is to be learnt,"
+            f" or make a version for this model:  python -m flows.ingest SOURCE --model {model}"
+        )
+
+
+def check_lengths(version: Version, longest: int, room: int | None, model: str) -> None:
+    """UserError if a row is longer than the model's positions."""
+    if room is not None and longest > room:
+        raise UserError(
+            f"the longest row of data version {version.name} has {longest} tokens, and {model} has positions for {room}.\n"
+            f"Train a model with more, or make a version of shorter rows:"
+            f"  python -m flows.ingest SOURCE --model {model} --max-length {room}"
+        )
+
+
+def check_rows(rows: pa.Table, sides: Sequence[str], version: str) -> None:
+    """UserError if a row can't be trained on: nothing scored, a count that is not the mask's, or a bad log-prob."""
+    _refuse(
+        rows,
+        pc.less(pc.list_value_length(rows["prompt_ids"]), 1),
+        version,
+        "prompt_ids is empty, so nothing predicts the answer",
+    )
+    for side in sides:
+        _check_counts(rows, side, version)
+        for name in (f"ref_{side}_token_logps", f"ref_{side}_logps"):
+            if name in rows.column_names:
+                _check_logps(rows, name, version)
+
+
+def _check_counts(rows: pa.Table, side: str, version: str) -> None:
+    stated = rows[f"{side}_tokens"]
+    lengths = pc.list_value_length(rows[f"{side}_ids"])
+    scored = lengths
+    if f"{side}_loss_mask" in rows.column_names:
+        masks = rows[f"{side}_loss_mask"]
+        _refuse(
+            rows,
+            pc.not_equal(pc.list_value_length(masks), lengths),
+            version,
+            f"{side}_loss_mask and {side}_ids differ in length",
+        )
+        scored = pc.if_else(pc.is_null(masks), lengths, _kept(masks))
+    _refuse(rows, pc.less(scored, 1), version, f"{side} has no scored token")
+    _refuse(
+        rows, pc.not_equal(stated, scored), version, f"{side}_tokens is not the number of scored tokens in {side}_ids"
+    )
+
+
+def _kept(masks: pa.ChunkedArray) -> pa.Array:
+    """How many tokens each mask keeps; 0 for an empty or absent one."""
+    joined = masks.combine_chunks()
+    owners = pc.list_parent_indices(joined)
+    counted = (
+        pa.table({"row": owners, "kept": pc.cast(joined.flatten(), pa.int64())})
+        .group_by("row")
+        .aggregate([("kept", "sum")])
+    )
+    found = dict(zip(counted["row"].to_pylist(), counted["kept_sum"].to_pylist(), strict=True))
+    return pa.array([found.get(row, 0) for row in range(len(joined))], pa.int64())
+
+
+def _check_logps(rows: pa.Table, name: str, version: str) -> None:
+    side = name.removeprefix("ref_").removesuffix("_logps").removesuffix("_token")
+    flow = f"score them again:  {_scores(version)}"
+    column = rows[name]
+    _refuse(rows, pc.is_null(column), version, f"{name} is missing", flow)
+    if not pa.types.is_list(column.type):
+        most = pc.multiply(pc.cast(rows[f"{side}_tokens"], pa.float64()), POSITIVE_LOGP)
+        _refuse_logps(rows, name, column, pc.greater(column, most), range(len(column)), version, flow)
+        return
+    wrong = pc.not_equal(pc.list_value_length(column), pc.list_value_length(rows[f"{side}_ids"]))
+    _refuse(rows, wrong, version, f"{name} has not one value per token", flow)
+    joined = column.combine_chunks()
+    values, owners = joined.flatten(), pc.list_parent_indices(joined).to_numpy()
+    _refuse_logps(rows, name, values, pc.greater(values, POSITIVE_LOGP), owners, version, flow)
+
+
+def _refuse_logps(rows: pa.Table, name: str, values: Any, positive: Any, owners: Any, version: str, flow: str) -> None:
+    """UserError for the first value that is not finite or above 0 by more than rounding; `owners` says whose it is."""
+    bad = pc.or_(pc.invert(pc.fill_null(pc.is_finite(values), False)), pc.fill_null(positive, True))
+    places = pc.indices_nonzero(bad)
+    if len(places):
+        place = places[0].as_py()
+        row = rows["row_id"][int(owners[place])].as_py()
+        raise UserError(
+            f"row {row} of data version {version}: {name} holds {values[place].as_py():.6g}, and a log-prob is finite and at"
+            f" most 0; {flow}"
+        )
+
+
+def _refuse(rows: pa.Table, bad: Any, version: str, what: str, then: str = "build the version again") -> None:
+    """UserError that names the first row for which `bad` holds (null: it does not)."""
+    places = pc.indices_nonzero(pc.fill_null(bad, False))
+    if len(places):
+        row = rows["row_id"][places[0].as_py()].as_py()
+        raise UserError(f"{len(places)} rows of data version {version}: {what} (the first is row {row}); {then}")
+
+
+def _scores(version: str) -> str:
+    return f"python -m flows.add_reference {version} --model MODEL"
+
+
+def _makes_kind(version: Version) -> str:
+    return f"Make pairs from it:  python -m flows.build_sapo_negatives {version.name}"
+
+
+def _as_it_is(version: str, usable: Sequence[str]) -> str:
+    return (
+        f"Or train {version} as it is with one of: {', '.join(usable)}"
+        if usable
+        else f"No loss here reads {version} as it is."
+    )
+
+
+def reference_of(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the manifest says of the reference model; empty if the version has none."""
+    return manifest.get("reference") or {}

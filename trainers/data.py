@@ -1,0 +1,257 @@
+"""A version's rows as batches of token trees: read once, kept as Arrow, never as Python objects for all rows.
+
+The rows of a split are copied to an uncompressed Arrow file beside the run and memory-mapped, so that memory does not
+grow with the version. The file is unlinked as soon as it is open: nothing is left behind, however the run ends.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from prefdata import draws
+from prefdata.logprobs import Tree
+from prefdata.versions import Version
+from trainers import contract
+from trainers.objectives import Batch
+from trainers.precision import widest
+from trainers.runs import SPOOL
+
+ROWS_PER_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Side:
+    """One completion of a row: its tokens, which of them are scored, and the reference's log-prob of it."""
+
+    ids: np.ndarray[Any, np.dtype[np.int32]]
+    scored: np.ndarray[Any, np.dtype[np.bool_]]
+    tokens: int
+    reference: float | None  # nats, summed over the scored tokens in float64; None: not read
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: a prompt and the completions that the objective reads, in the order of its fields."""
+
+    row_id: str
+    prompt_ids: np.ndarray[Any, np.dtype[np.int32]]
+    sides: tuple[Side, ...]
+
+
+@dataclass(frozen=True)
+class RowBatch:
+    """A micro-batch: what the forward reads, and what the loss is made from beside it.
+
+    Branches run tree by tree (row 0's sides, row 1's sides, ...); the tensors are (B, sides).
+    """
+
+    row_ids: tuple[str, ...]
+    trees: tuple[Tree, ...]
+    scored: Tensor  # (B * sides, longest) bool, which tokens of each branch are scored
+    tokens: Tensor  # (B, sides) int64, how many those are
+    reference: Tensor | None  # (B, sides) float64, nats
+
+    def __len__(self) -> int:
+        return len(self.row_ids)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> "RowBatch":
+        """The same batch with its tensors on a device."""
+        moved: dict[str, Tensor] = {}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor):
+                dtype = widest(device) if value.is_floating_point() else value.dtype
+                moved[field.name] = value.to(dtype).to(device, non_blocking=non_blocking)
+        return replace(self, **moved)  # type: ignore[arg-type]
+
+    @property
+    def all_tokens(self) -> int:
+        """Tokens of the trees, prompts counted once."""
+        return sum(len(tree.trunk) + sum(map(len, tree.branches)) for tree in self.trees)
+
+
+class Rows(Dataset[Row]):
+    """Random access to rows held in Arrow record batches."""
+
+    def __init__(self, batches: Sequence[pa.RecordBatch], sides: Sequence[str]) -> None:
+        self.sides = tuple(sides)
+        self._chunks = [_Chunk(batch, self.sides) for batch in batches if batch.num_rows]
+        self._ends = np.cumsum([len(chunk) for chunk in self._chunks], dtype=np.int64)
+        self.lengths = np.concatenate([chunk.lengths for chunk in self._chunks] or [np.zeros(0, np.int64)])
+        self.longest = max((chunk.longest for chunk in self._chunks), default=0)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if self._chunks else 0
+
+    def __getitem__(self, index: int) -> Row:
+        chunk = int(np.searchsorted(self._ends, index, side="right"))
+        start = int(self._ends[chunk - 1]) if chunk else 0
+        return self._chunks[chunk].row(index - start)
+
+
+def load(version: Version, split: str, batch: type[Batch], folder: str | os.PathLike[str]) -> Rows:
+    """The rows of a split as the objective's batch type reads them, every one checked; spooled through `folder`."""
+    sides = tuple(batch.sides[version.kind].values())
+    tables = _checked(version, split, columns(version.columns(), sides, referenced=batch.referenced), sides)
+    return Rows(_spool(tables, folder), sides)
+
+
+def columns(present: Sequence[str], sides: Sequence[str], *, referenced: bool) -> list[str]:
+    """The columns to read: required ones by name, optional ones if present."""
+    names = ["row_id", "prompt_ids"]
+    for side in sides:
+        names += [f"{side}_ids", f"{side}_tokens"]
+        optional = [f"{side}_loss_mask"]
+        if referenced:
+            optional += [f"ref_{side}_token_logps", f"ref_{side}_logps"]
+        names += [name for name in optional if name in present]
+    return names
+
+
+def collate(rows: Sequence[Row]) -> RowBatch:
+    """Rows to a micro-batch."""
+    branches = [side for row in rows for side in row.sides]
+    scored = np.zeros((len(branches), max(len(side.ids) for side in branches)), np.bool_)
+    for place, side in enumerate(branches):
+        scored[place, : len(side.ids)] = side.scored
+    shape = (len(rows), -1)
+    reference = None
+    if branches[0].reference is not None:
+        reference = torch.tensor([side.reference for side in branches], dtype=torch.float64).reshape(shape)
+    return RowBatch(
+        row_ids=tuple(row.row_id for row in rows),
+        trees=tuple(Tree(row.prompt_ids.tolist(), [side.ids.tolist() for side in row.sides]) for row in rows),
+        scored=torch.from_numpy(scored),
+        tokens=torch.tensor([side.tokens for side in branches]).reshape(shape),
+        reference=reference,
+    )
+
+
+class EpochOrder(Sampler[int]):
+    """A new order of the rows for every epoch, drawn from (seed, epoch) alone, so that a resumed run sees the same.
+
+    Within the rows of one optimiser step the longest come first: micro-batches pad less, and the step is unchanged.
+    """
+
+    def __init__(
+        self, lengths: Sequence[int] | np.ndarray[Any, np.dtype[np.int64]], seed: int, rows_per_step: int
+    ) -> None:
+        self.lengths = np.asarray(lengths)
+        self.seed = seed
+        self.rows_per_step = rows_per_step
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the loop when an epoch begins."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = draws.generator(draws.row_seed(self.seed, "all rows", "order", round_=self.epoch))
+        order = generator.permutation(len(self.lengths))
+        for start in range(0, len(order), self.rows_per_step):
+            step = order[start : start + self.rows_per_step]
+            yield from step[np.argsort(-self.lengths[step], kind="stable")].tolist()
+
+
+def _checked(version: Version, split: str, names: Sequence[str], sides: Sequence[str]) -> Iterator[pa.Table]:
+    for table in version.batches(split, columns=names, rows=ROWS_PER_BATCH):
+        contract.check_rows(table, sides, version.name)
+        yield table
+
+
+def _spool(tables: Iterator[pa.Table], folder: str | os.PathLike[str]) -> list[pa.RecordBatch]:
+    """The tables as record batches that live in a memory-mapped file without a name."""
+    handle, path = tempfile.mkstemp(prefix=SPOOL, suffix=".arrow", dir=folder)
+    os.close(handle)
+    try:
+        writer: pa.ipc.RecordBatchFileWriter | None = None
+        for table in tables:
+            writer = writer or pa.ipc.new_file(path, table.schema.remove_metadata())
+            for batch in table.combine_chunks().to_batches():
+                writer.write_batch(batch.replace_schema_metadata(None))
+        if writer is None:
+            return []
+        writer.close()
+        reader = pa.ipc.open_file(pa.memory_map(path))
+        return [reader.get_batch(number) for number in range(reader.num_record_batches)]
+    finally:
+        os.unlink(path)
+
+
+class _Lists:
+    """A list column without Python objects: the values of row i are values[offsets[i]:offsets[i + 1]]."""
+
+    def __init__(self, column: pa.ListArray) -> None:
+        self.offsets = column.offsets.to_numpy()
+        values = column.values
+        self.values = values.to_numpy(zero_copy_only=values.type != pa.bool_())
+        self.present = column.is_valid().to_numpy(zero_copy_only=False)
+
+    def __getitem__(self, row: int) -> Any:
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> Any:
+        return np.diff(self.offsets).astype(np.int64)
+
+
+class _Chunk:
+    """One record batch."""
+
+    def __init__(self, batch: pa.RecordBatch, sides: Sequence[str]) -> None:
+        self._ids = batch["row_id"]
+        self._prompts = _Lists(batch["prompt_ids"])
+        self._sides = [_Column(batch, side) for side in sides]
+        prompts = self._prompts.lengths
+        self.lengths = prompts + sum(column.ids.lengths for column in self._sides)
+        self.longest = max(int((prompts + column.ids.lengths).max()) for column in self._sides)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def row(self, place: int) -> Row:
+        return Row(
+            row_id=self._ids[place].as_py(),
+            prompt_ids=self._prompts[place],
+            sides=tuple(column.side(place) for column in self._sides),
+        )
+
+
+class _Column:
+    """The columns of one side."""
+
+    def __init__(self, batch: pa.RecordBatch, side: str) -> None:
+        names = batch.schema.names
+
+        def lists(name: str) -> _Lists | None:
+            return _Lists(batch[name]) if name in names else None
+
+        self.ids = _Lists(batch[f"{side}_ids"])
+        self.tokens = batch[f"{side}_tokens"].to_numpy()
+        self.mask = lists(f"{side}_loss_mask")
+        self.token_logps = lists(f"ref_{side}_token_logps")
+        sums = f"ref_{side}_logps"
+        self.logps = batch[sums].to_numpy(zero_copy_only=False) if sums in names else None
+
+    def side(self, place: int) -> Side:
+        ids = self.ids[place]
+        masked = self.mask is not None and self.mask.present[place]
+        scored = self.mask[place] if self.mask is not None and masked else np.ones(len(ids), np.bool_)
+        return Side(ids, scored, int(self.tokens[place]), self._reference(place, scored))
+
+    def _reference(self, place: int, scored: Any) -> float | None:
+        """The per-token values summed in float64, as the policy's are, so that the difference cancels exactly."""
+        if self.token_logps is not None:
+            return float(self.token_logps[place][scored].sum(dtype=np.float64))
+        return None if self.logps is None else float(self.logps[place])

@@ -1,0 +1,275 @@
+"""One loop for every objective: transformers' Trainer around the shared forward and a pure loss.
+
+The loss of a step is the sum of its rows' losses over the step's rows (or scored tokens), counted over all
+micro-batches and processes before the first forward, so accumulation changes nothing.
+"""
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerState, TrainingArguments
+from typing_extensions import override
+
+from prefdata import logprobs
+from prefdata.errors import UserError
+from trainers.data import EpochOrder, RowBatch, Rows, collate
+from trainers.metrics import Tally, measure
+from trainers.objectives import Batch, Objective
+from trainers.precision import autocast, widest
+from trainers.progress import Cadence
+
+
+class NotFinite(UserError):
+    """The loss or its gradient became NaN or infinite; nothing was updated with it."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is minimised: an objective, its knobs, and the kind of version it reads."""
+
+    objective: Objective
+    knobs: Mapping[str, Any]
+    kind: str
+
+    def batch(self, rows: RowBatch, logps: Sequence[Tensor]) -> Batch:
+        """The objective's own batch type, from per-token log-probs under the policy."""
+        contract = self.objective.batch
+        sums = sum_scored(logps, rows.scored).reshape(rows.tokens.shape)
+        fields: dict[str, Tensor] = {}
+        for place, name in enumerate(contract.sides[self.kind]):
+            fields[name] = sums[:, place]
+            fields[f"{name}_tokens"] = rows.tokens[:, place]
+            if contract.referenced:
+                assert rows.reference is not None, "the contract check lets no such version through"
+                fields[f"ref_{name}"] = rows.reference[:, place]
+        return contract(**fields)
+
+    def losses(self, batch: Batch) -> Tensor:
+        """(B,) losses, not reduced."""
+        return self.objective.loss(batch, **self.knobs)
+
+    def items(self, rows: RowBatch) -> int:
+        """What the summed losses of a micro-batch are counted in."""
+        return len(rows) if self.objective.reduction == "rows" else int(rows.tokens.sum())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One micro-batch's losses and metrics."""
+
+    losses: Tensor  # (B,) with gradient
+    tally: Tally  # the loss among them
+
+
+def sum_scored(logps: Sequence[Tensor], scored: Tensor) -> Tensor:
+    """Sums over each branch's scored tokens, in float64 where the device has it.
+
+    Two sums of a thousand nats each are subtracted later; in float32 that alone would cost 1e-4.
+    """
+    padded = torch.nn.utils.rnn.pad_sequence(list(logps), batch_first=True)
+    kept = torch.where(scored, padded, 0.0)
+    return kept.sum(dim=1, dtype=widest(kept.device))
+
+
+def step(model: Any, rows: RowBatch, task: Task, *, extras: bool = True) -> Outcome:
+    """Forward, losses and metrics of a micro-batch. `extras`: entropy and accuracy of tokens too, which cost a softmax."""
+    scores = logprobs.forward(model, rows.trees, extras=extras)
+    batch = task.batch(rows, scores.logps)
+    losses = task.losses(batch)
+    tally = measure(batch, task.objective, task.knobs)
+    for name, values in (("entropy", scores.entropies), ("mean_token_accuracy", scores.hits)):
+        if values is not None:
+            scored = _scored(values, rows.scored)
+            tally.add(name, float(scored.sum(dtype=widest(scored.device))), scored.numel())
+    tally.add("loss", float(losses.detach().sum()), task.items(rows))
+    return Outcome(losses, tally)
+
+
+def _scored(values: Sequence[Tensor], scored: Tensor) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)[scored]
+
+
+class Loop(Trainer):
+    """transformers' Trainer with this project's batches, loss and evaluation."""
+
+    def __init__(
+        self,
+        model: Any,
+        args: TrainingArguments,
+        *,
+        task: Task,
+        train_rows: Rows,
+        test_rows: Rows | None,
+        cadence: Cadence,
+        bfloat16: bool = False,
+        tokenizer: Any = None,
+        callbacks: Sequence[Any] = (),
+    ) -> None:
+        args._n_gpu = min(args.n_gpu, 1)  # several devices are several processes here, never DataParallel
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_rows,
+            eval_dataset=test_rows,
+            data_collator=collate,  # type: ignore[arg-type]  # a batch of trees is no dictionary
+            callbacks=list(callbacks),
+        )
+        self.loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's count
+        self.task = task
+        self.cadence = cadence
+        self.bfloat16 = bfloat16
+        self.tokenizer = tokenizer
+        self._tally = Tally()
+        self._window: list[RowBatch] = []
+
+    # -- batches ---------------------------------------------------------------------------------------------------
+
+    @override
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
+        rows = self.train_dataset
+        assert isinstance(rows, Rows)
+        args = self.args
+        rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return EpochOrder(rows.lengths, args.data_seed if args.data_seed is not None else args.seed, rows_per_step)
+
+    @override
+    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
+        return data_collator  # rows are no dictionaries; there is nothing to remove
+
+    @override
+    def _get_num_items_in_batch(self, batch_samples: list[RowBatch], device: torch.device) -> Tensor | None:
+        """Rows or scored tokens of the whole step, over all micro-batches and processes."""
+        if not batch_samples:
+            return None
+        self._window = batch_samples
+        items = torch.tensor(sum(self.task.items(batch) for batch in batch_samples), device=device)
+        return self.accelerator.gather(items).sum() if self.args.world_size > 1 else items
+
+    @override
+    def _prepare_inputs(self, inputs: RowBatch) -> RowBatch:  # type: ignore[override]
+        return inputs.to(self.args.device)
+
+    @override
+    def floating_point_ops(self, inputs: Any) -> int:
+        """Forward and backward of every token of the trees."""
+        model: Any = self.model
+        count: int = 6 * inputs.all_tokens * model.num_parameters(exclude_embeddings=True)
+        return count
+
+    # -- loss ------------------------------------------------------------------------------------------------------
+
+    @override
+    def compute_loss(  # type: ignore[override]
+        self, model: Any, inputs: RowBatch, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
+    ) -> Any:
+        """This micro-batch's share of the step's loss."""
+        shown = self.cadence.logs(self.state.global_step + 1, self.state.max_steps)
+        outcome = step(model, inputs, self.task, extras=shown)
+        self._refuse_not_finite(outcome.losses, inputs)
+        self._tally.update(outcome.tally)
+        items = self.task.items(inputs) if num_items_in_batch is None else num_items_in_batch
+        # gradients are averaged over processes, and this is a share of a sum
+        return (outcome.losses.sum() / items).float() * self.args.world_size
+
+    @override
+    def autocast_smart_context_manager(
+        self, cache_enabled: bool | None = True
+    ) -> contextlib.AbstractContextManager[Any]:
+        """bfloat16 where it is asked for: matrix products only, weights and sums stay in float32."""
+        return autocast(self.args.device, self.bfloat16)
+
+    def _refuse_not_finite(self, losses: Tensor, rows: RowBatch) -> None:
+        bad = ~torch.isfinite(losses.detach())
+        if bool(bad.any()):
+            names = [row_id for row_id, is_bad in zip(rows.row_ids, bad.tolist(), strict=True) if is_bad]
+            raise NotFinite(self._stopped("the loss", names))
+
+    @override
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
+        if not torch.isfinite(torch.as_tensor(norm)).item():
+            raise NotFinite(
+                self._stopped("the gradient", [row_id for batch in self._window for row_id in batch.row_ids])
+            )
+        return norm
+
+    def _stopped(self, what: str, row_ids: Sequence[str]) -> str:
+        shown = ", ".join(row_ids[:5]) + (f" and {len(row_ids) - 5} more" if len(row_ids) > 5 else "")
+        return (
+            f"{what} is not finite at step {self.state.global_step + 1}, from row {shown}. Nothing was updated with it, and"
+            f" the last checkpoint in {self.args.output_dir} stays. Look at the row; a smaller --lr is the usual cure."
+        )
+
+    # -- metrics and checkpoints -----------------------------------------------------------------------------------
+
+    @override
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means since the last line to a training line."""
+        if "loss" in logs and self._tally:
+            means = self._tally.means()
+            self._tally = Tally()
+            logs = {**logs, **means}
+        super().log(logs, start_time)
+
+    @override
+    @torch.no_grad()
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Loss and metrics of the held-out rows, with the same code as a training step."""
+        rows: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
+        tally = evaluate(self.model, rows, self.task, self.args.eval_batch_size, self.autocast_smart_context_manager())
+        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in tally.means().items()}
+        self.log(dict(metrics))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def restore(self, checkpoint: Path) -> None:
+        """Weights and history of a checkpoint, without training on."""
+        self._load_from_checkpoint(str(checkpoint))
+        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+    @override
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """The model and its tokenizer, without the pickle of the arguments: run.json says them in words."""
+        super()._save(output_dir, state_dict)
+        folder = Path(output_dir or str(self.args.output_dir))
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(folder / "training_args.bin")
+        if self.tokenizer is not None and self.args.should_save:
+            self.tokenizer.save_pretrained(folder)
+
+
+def evaluate(
+    model: Any, rows: Rows, task: Task, batch_size: int, context: contextlib.AbstractContextManager[Any]
+) -> Tally:
+    """Sums over rows, longest first: if memory runs out, it does so at the start."""
+    order = sorted(range(len(rows)), key=lambda place: (-int(rows.lengths[place]), place))
+    loader = DataLoader(rows, batch_size=batch_size, sampler=order, collate_fn=collate)
+    device = next(model.parameters()).device
+    tally = Tally()
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), context:
+            for batch in loader:
+                tally.update(step(model, batch.to(device), task).tally)
+    finally:
+        model.train(training)
+    return tally
+
+
+def set_dropout(model: Any, probability: float) -> None:
+    """Every dropout of the model, wherever it is kept."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = probability
+        elif isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = probability

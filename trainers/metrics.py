@@ -1,0 +1,92 @@
+"""What is measured beside the loss: once, for every objective, from the same forward.
+
+Everything is kept as a sum and a count under the name it is logged by, so that averages over micro-batches, steps,
+processes and a held-out split are right whatever their sizes.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainers.objectives import Batch, Demonstration, Objective, Pair, ReferencedPair
+from trainers.precision import widest
+
+
+class Tally:
+    """Named sums with their counts."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._counts: dict[str, float] = {}
+
+    def add(self, name: str, total: float, count: float) -> None:
+        """Add to one name."""
+        self._sums[name] = self._sums.get(name, 0.0) + total
+        self._counts[name] = self._counts.get(name, 0.0) + count
+
+    def update(self, other: "Tally") -> None:
+        """Add everything that another tally holds."""
+        for name, total in other._sums.items():
+            self.add(name, total, other._counts[name])
+
+    def means(self) -> dict[str, float]:
+        """Sum over count for every name."""
+        return {name: total / max(self._counts[name], 1.0) for name, total in self._sums.items()}
+
+    def __bool__(self) -> bool:
+        return bool(self._sums)
+
+
+@torch.no_grad()
+def measure(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Tally:
+    """The metrics that a micro-batch's sums of log-probs give."""
+    rows = list(_rows(batch, objective, knobs))
+    # one transfer from the device for all of them
+    totals = torch.stack([values.sum(dtype=widest(values.device)) for _, values, _ in rows]).tolist()
+    tally = Tally()
+    for (name, _, count), total in zip(rows, totals, strict=True):
+        tally.add(name, total, count)
+    return tally
+
+
+def _rows(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, float]]:
+    if isinstance(batch, Pair):
+        yield from _pairs(batch, knobs)
+    elif isinstance(batch, Demonstration):
+        tokens = float(batch.completion_tokens.sum())
+        yield "nll_loss", -batch.completion, tokens
+        yield "logps/completion", batch.completion, len(batch.completion)
+    if objective.diagnostics is not None:
+        for name, values in objective.diagnostics(batch).items():
+            yield name, values, len(values)
+
+
+def _pairs(pair: Pair, knobs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, float]]:
+    rows = len(pair.chosen)
+    chosen_mean, rejected_mean = pair.chosen / pair.chosen_tokens, pair.rejected / pair.rejected_tokens
+    yield "logps/chosen", pair.chosen, rows
+    yield "logps/rejected", pair.rejected, rows
+    yield "logps/chosen_per_token", pair.chosen, float(pair.chosen_tokens.sum())
+    yield "logps/rejected_per_token", pair.rejected, float(pair.rejected_tokens.sum())
+    yield "logps/accuracies", chosen_mean > rejected_mean, rows
+    yield "nll_loss", -pair.chosen, float(pair.chosen_tokens.sum())
+    chosen, rejected = rewards(pair, knobs)
+    yield "rewards/chosen", chosen, rows
+    yield "rewards/rejected", rejected, rows
+    yield "rewards/margins", chosen - rejected, rows
+    yield "rewards/accuracies", chosen > rejected, rows
+    yield "rewards/ties", chosen == rejected, rows
+
+
+def rewards(pair: Pair, knobs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The implicit rewards of both sides; never comparable between objectives.
+
+    beta (log pi - log pi_ref) where a reference is read; otherwise the mean log-prob per token, times beta if the loss
+    has one.
+    """
+    beta = float(knobs.get("beta", 1.0))
+    if isinstance(pair, ReferencedPair):
+        return beta * (pair.chosen - pair.ref_chosen), beta * (pair.rejected - pair.ref_rejected)
+    return beta * pair.chosen / pair.chosen_tokens, beta * pair.rejected / pair.rejected_tokens

@@ -1,0 +1,92 @@
+"""A dict and a decorator. `trainers.objectives` imports each file of losses by name: no scanning, no plugins."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from torch import Tensor
+
+from prefdata.errors import UserError
+from trainers.objectives.batch import Batch
+from trainers.objectives.knobs import Knob, knobs_of
+
+Loss = Callable[..., Tensor]
+Diagnostics = Callable[..., Mapping[str, Tensor]]
+Reduction = Literal["rows", "tokens"]
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A loss and what the loop needs to know of it."""
+
+    name: str
+    loss: Loss
+    batch: type[Batch]
+    source: str
+    reduction: Reduction  # what the summed losses of a step are divided by: its rows, or its scored tokens
+    lr: float  # learning rate unless --lr is given: full fine-tuning, AdamW
+    diagnostics: Diagnostics | None  # what only this loss has to show: batch -> named (B,) values, logged as means
+
+    @cached_property
+    def knobs(self) -> dict[str, Knob]:
+        """Its keyword-only arguments."""
+        return knobs_of(self.loss)
+
+
+OBJECTIVES: dict[str, Objective] = {}
+
+# Names that mean several things in the literature, and what to say instead.
+AMBIGUOUS: dict[str, tuple[tuple[str, str], ...]] = {
+    "rpo": (
+        ("DPO with a likelihood term on chosen (IRPO, Llama 3.1)", "dpo_nll"),
+        ("Relative Preference Optimization (Yin et al. 2024)", "relative_po"),
+        ("Reward-aware Preference Optimization (Nemotron-4)", ""),
+    )
+}
+
+
+def objective(
+    batch: type[Batch],
+    *,
+    source: str,
+    lr: float,
+    reduction: Reduction = "rows",
+    diagnostics: Diagnostics | None = None,
+) -> Callable[[Loss], Loss]:
+    """Register a loss under its own function name; the function itself is left as it is.
+
+    A loss returns one value per row. The step's loss is their sum over the step's rows (reduction "rows") or
+    scored tokens (reduction "tokens", for a loss that sums over a row's tokens), counted over every micro-batch and
+    process of the step, so that how a step is cut into micro-batches changes nothing.
+    """
+
+    def register(loss: Loss) -> Loss:
+        if loss.__name__ in OBJECTIVES:
+            raise ValueError(f"two losses are called {loss.__name__!r}: rename the one in {loss.__module__}")
+        OBJECTIVES[loss.__name__] = Objective(loss.__name__, loss, batch, source, reduction, lr, diagnostics)
+        return loss
+
+    return register
+
+
+def find(name: str) -> Objective:
+    """The objective of that name; an error names what there is."""
+    if name in OBJECTIVES:
+        return OBJECTIVES[name]
+    if name.lower() in AMBIGUOUS:
+        meanings = "; ".join(_meaning(text, called) for text, called in AMBIGUOUS[name.lower()])
+        raise UserError(
+            f"--loss {name} has {len(AMBIGUOUS[name.lower()])} meanings: {meanings}. Say which by its own name: {_names()}."
+        )
+    raise UserError(
+        f"--loss {name}: there is no such loss; there are {_names()} (python -m trainers.run --list says what each reads)."
+    )
+
+
+def _meaning(text: str, called: str) -> str:
+    return f"{text}, called {called} here" if called in OBJECTIVES else f"{text}, not offered here"
+
+
+def _names() -> str:
+    return ", ".join(sorted(OBJECTIVES))

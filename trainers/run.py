@@ -1,0 +1,150 @@
+"""Train a model on a version.
+
+    python -m trainers.run --data v3 --loss orpo
+
+Everything else has a default: the model that the version was made with, the learning rate of the loss, a run folder
+runs/<version>-<loss>-<n>. The same command goes on with its unfinished run. `--list` says what each loss reads.
+"""
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+
+from prefdata.errors import UserError
+from trainers.train import Options, RunResult, train
+
+__all__ = ["Options", "RunResult", "main", "train"]
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line; importing nothing heavy, so that --help is quick."""
+    line = argparse.ArgumentParser(
+        prog="python -m trainers.run",
+        description=(__doc__ or "").partition("\n\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    what = line.add_argument_group("what")
+    what.add_argument("--data", metavar="VERSION", help="vN, a tag, latest, or a path or URL of a version")
+    what.add_argument("--loss", help="the objective; --list names them")
+    what.add_argument(
+        "--set", action="append", default=[], metavar="KNOB=VALUE", help="a knob of the loss; may be repeated"
+    )
+    what.add_argument("--model", help="folder or hub name to start from; unset: the model that the version names")
+    what.add_argument(
+        "--chat-template",
+        metavar="FILE",
+        help="template of the model: a Jinja file, plain, or version (the version's own); unset: the model's",
+    )
+    what.add_argument("--root", help="where versions are; unset: $PREFDATA_ROOT, else ./data")
+    what.add_argument(
+        "--list", action="store_true", help="print every loss with what it reads, its source and knobs, and stop"
+    )
+    how = line.add_argument_group("how")
+    how.add_argument("--epochs", type=float, default=Options.epochs, help="passes over the train rows")
+    how.add_argument("--steps", type=int, help="optimiser steps, instead of --epochs")
+    how.add_argument("--lr", type=float, help="peak learning rate; unset: the loss's own")
+    how.add_argument("--batch-size", type=int, default=Options.batch_size, help="rows per forward")
+    how.add_argument(
+        "--accumulate",
+        type=int,
+        default=Options.accumulate,
+        help="forwards per step; a step has batch-size x accumulate rows",
+    )
+    how.add_argument(
+        "--warmup", type=float, default=Options.warmup, help="share of the steps, or from 1 on a number of steps"
+    )
+    how.add_argument(
+        "--dropout", type=float, default=Options.dropout, help="probability; 0 keeps policy and reference comparable"
+    )
+    how.add_argument("--seed", type=int, default=Options.seed, help="orders the rows")
+    how.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of matrix products; weights stay float32; unset: bfloat16 on a GPU that has it",
+    )
+    how.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
+    where = line.add_argument_group("where and when")
+    where.add_argument("--out", metavar="FOLDER", help="run folder; unset: runs/<version>-<loss>-<n>")
+    where.add_argument("--fresh", action="store_true", help="start another run even if an equal one is unfinished")
+    where.add_argument(
+        "--eval-every",
+        type=int,
+        metavar="STEPS",
+        help="held-out evaluation; unset: three times a run, beside the one before it",
+    )
+    where.add_argument(
+        "--save-every",
+        type=int,
+        metavar="STEPS",
+        help="checkpoints; unset: five times a run, and every 500 steps at least",
+    )
+    return line
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line's exit code: 0 done, 2 refused, 130 stopped on request."""
+    line = parser()
+    given = line.parse_args(arguments)
+    if given.list:
+        print(listing())
+        return 0
+    if not given.data or not given.loss:
+        line.error("--data and --loss are needed (or --list)")
+    values = {name: value for name, value in vars(given).items() if name != "list"}
+    _quiet()
+    try:
+        result = train(Options(**{**values, "set": tuple(given.set)}))
+    except UserError as problem:
+        print(problem, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped at once; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
+        return 130
+    if not result.finished:
+        return 130
+    print(summary(result))
+    return 0
+
+
+def _quiet() -> None:
+    """Libraries' own notices would bury this program's lines."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def listing() -> str:
+    """Every loss: what it reads, where it is from, its knobs."""
+    from trainers.objectives import OBJECTIVES
+
+    blocks = []
+    for name, one in sorted(OBJECTIVES.items()):
+        summary_line = (one.loss.__doc__ or "").partition("\n")[0]
+        knobs = ", ".join(map(str, one.knobs.values())) or "none"
+        blocks.append(
+            f"{name}\n  {summary_line}\n  reads   {one.batch.reads}\n  source  {one.source}\n  knobs   {knobs}\n  lr      {one.lr:g}"
+        )
+    return "\n\n".join(blocks)
+
+
+def summary(result: RunResult) -> str:
+    """The closing lines."""
+    lines = [f"done: {result.steps} steps, train loss {result.train.get('loss', math.nan):.4f}"]
+    names = {
+        "loss": "held-out loss",
+        "logps/accuracies": "held-out pairs with chosen likelier per token",
+        "mean_token_accuracy": "held-out token accuracy",
+    }
+    for name, words in names.items():
+        if name in result.after:
+            lines.append(f"  {words}: {result.before[name]:.4f} before, {result.after[name]:.4f} after")
+    if "rewards/accuracies" in result.after:
+        # before the first step policy and reference may be equal, which ranks nothing
+        lines.append(f"  held-out pairs with chosen rewarded more: {result.after['rewards/accuracies']:.4f} after")
+    lines += [f"model    {result.folder}", f"curves   tensorboard --logdir {result.folder / 'tensorboard'}"]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,186 @@
+"""Run folders: runs/<version>-<loss>-<n>, each with a run.json that says what was asked and how far it came.
+
+The same command finds its unfinished run by its configuration and goes on with it. A lock in the folder keeps two
+processes from training one run; it is the system's, so a killed process leaves none behind.
+"""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from prefdata.errors import UserError
+
+RUNS = "runs"
+RUN = "run.json"
+LOCK = "lock"
+SPOOL = ".rows-"  # a file that lives while the rows are read
+FORMAT = "prefdata-run/1"
+
+_CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
+
+
+@dataclass
+class Run:
+    """A run folder that this process holds."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    continues: bool  # it was begun before
+    lock: IO[str]
+
+    def write(self, status: str, **facts: Any) -> None:
+        """Replace run.json whole."""
+        content = {"format": FORMAT, "status": status, "config": self.config, **facts}
+        staged = self.folder / f".{RUN}.tmp"
+        staged.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(staged, self.folder / RUN)
+
+    def last_checkpoint(self) -> Path | None:
+        """The newest whole checkpoint. One that a kill cut short has no readable trainer state, which is written last; it is removed."""
+        for step, checkpoint in sorted(_checkpoints(self.folder), reverse=True):
+            if _state_step(checkpoint) == step:
+                return checkpoint
+            shutil.rmtree(checkpoint)
+        return None
+
+    def clear_checkpoints(self) -> None:
+        """They serve to go on with an unfinished run; a finished one has its model in the folder itself."""
+        for _, checkpoint in _checkpoints(self.folder):
+            shutil.rmtree(checkpoint)
+
+    def discard_if_new(self) -> None:
+        """Nothing was trained: a folder made for this leaves no trace."""
+        if not self.continues:
+            shutil.rmtree(self.folder)
+
+    def release(self) -> None:
+        """Let another process have the folder."""
+        self.lock.close()
+
+
+def claim(config: Mapping[str, Any], *, out: str | None, fresh: bool, runs: str | Path = RUNS) -> tuple[Run, str]:
+    """The folder of this run, and a sentence on how it was found."""
+    if out is not None:
+        return _claim_named(Path(out), config, fresh)
+    finished: Path | None = None
+    if not fresh:
+        for folder in _numbered(Path(runs), config):
+            known = read(folder)
+            if known is None or known["config"] != config:
+                continue
+            if known["status"] != "finished":
+                return _go_on(folder, config)
+            finished = folder
+    folder = _next(Path(runs), config)
+    said = f"{finished} is an equal run and finished; this is another, {folder}" if finished else f"new run {folder}"
+    return _begin(folder, config), said
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """run.json of a folder; None if there is none that can be read."""
+    try:
+        content = json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return content if isinstance(content, dict) and content.get("format") == FORMAT else None
+
+
+def _claim_named(folder: Path, config: Mapping[str, Any], fresh: bool) -> tuple[Run, str]:
+    known = read(folder)
+    if known is None:
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"--out {folder} exists and is no run: give a folder that is new or empty.")
+        folder.mkdir(parents=True, exist_ok=True)
+        return _begin(folder, config), f"new run {folder}"
+    if fresh or known["config"] != config or known["status"] == "finished":
+        why = (
+            "and --fresh wants another"
+            if fresh
+            else "finished"
+            if known["config"] == config
+            else f"with other settings ({_differences(known['config'], config)})"
+        )
+        raise UserError(f"--out {folder} holds a run already, {why}: give another folder, or leave --out away.")
+    return _go_on(folder, config)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
+    return ", ".join(f"{name}: {old.get(name)} then, {new.get(name)} now" for name in names[:3])
+
+
+def _go_on(folder: Path, config: Mapping[str, Any]) -> tuple[Run, str]:
+    run = Run(folder, config, True, _lock(folder))
+    for spooled in folder.glob(f"{SPOOL}*"):  # what a killed process left
+        spooled.unlink()
+    return run, f"going on with the unfinished run {folder}"
+
+
+def _begin(folder: Path, config: Mapping[str, Any]) -> Run:
+    run = Run(folder, config, False, _lock(folder))
+    run.write("begun")
+    return run
+
+
+def _lock(folder: Path) -> IO[str]:
+    handle = (folder / LOCK).open("a", encoding="utf-8")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        handle.close()
+        raise UserError(
+            f"{folder} is being trained by another process: wait for it, or start another run with --fresh."
+        ) from None
+    return handle
+
+
+def _stem(config: Mapping[str, Any]) -> str:
+    return f"{config['data']['version']}-{config['loss']}-"
+
+
+def _numbered(runs: Path, config: Mapping[str, Any]) -> Iterator[Path]:
+    """Folders of this version and loss, newest first."""
+    stem = _stem(config)
+    found = [
+        (int(folder.name[len(stem) :]), folder)
+        for folder in runs.glob(f"{stem}*")
+        if folder.name[len(stem) :].isdigit()
+    ]
+    return (folder for _, folder in sorted(found, reverse=True))
+
+
+def _next(runs: Path, config: Mapping[str, Any]) -> Path:
+    """The next free folder, made by this process and no other."""
+    stem = _stem(config)
+    number = max((int(folder.name[len(stem) :]) for folder in _numbered(runs, config)), default=0) + 1
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        while True:
+            folder = runs / f"{stem}{number}"
+            try:
+                folder.mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return folder
+    except OSError as problem:
+        raise UserError(f"cannot make a run folder in {runs}: {problem.strerror or problem}.") from problem
+
+
+def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+    return [
+        (int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _CHECKPOINT.fullmatch(path.name))
+    ]
+
+
+def _state_step(checkpoint: Path) -> int | None:
+    try:
+        return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
