@@ -1,0 +1,167 @@
+"""A version that does not serve a loss is refused in words, with the command that helps."""
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefdata.errors import UserError
+from prefdata.versions import Version
+from schemas.pairs import BASE, REFERENCE
+from tests.tiny_world import completion_rows, pair_rows, publish, save_model, table, with_reference
+from trainers import contract
+from trainers.contract import MissingColumns, check, check_rows
+from trainers.objectives import find
+
+SIDES = ("chosen", "rejected")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def plain(model: str, tmp_path_factory: pytest.TempPathFactory) -> Version:
+    """Pairs without a reference."""
+    return publish(tmp_path_factory.mktemp("plain"), {"train": table(pair_rows(4))}, model)
+
+
+@pytest.fixture(scope="module")
+def demonstrations(model: str, tmp_path_factory: pytest.TempPathFactory) -> Version:
+    return publish(
+        tmp_path_factory.mktemp("demo"), {"train": table(completion_rows(4), "completions")}, model, kind="completions"
+    )
+
+
+def test_missing_columns_name_the_flow_and_what_can_be_trained_as_is(plain: Version) -> None:
+    with pytest.raises(MissingColumns) as refused:
+        check(plain, find("dpo"))
+    assert str(refused.value) == (
+        "--loss dpo reads ref_chosen_logps and ref_rejected_logps, which data version v1 does not have.\n"
+        "Add them:  python -m flows.add_reference v1 --model MODEL\n"
+        "Or train v1 as it is with one of: orpo, sft"
+    )
+
+
+@pytest.mark.parametrize("loss", ["orpo", "sft"])
+def test_losses_without_a_reference_need_none(plain: Version, loss: str) -> None:
+    check(plain, find(loss))
+
+
+def test_a_pair_loss_on_unpaired_rows_names_what_makes_pairs(demonstrations: Version) -> None:
+    check(demonstrations, find("sft"))
+    with pytest.raises(MissingColumns) as refused:
+        check(demonstrations, find("orpo"))
+    assert "holds completions" in str(refused.value)
+    assert "python -m flows.build_sapo_negatives v1" in str(refused.value)
+    assert str(refused.value).endswith("one of: sft")
+
+
+def test_a_reference_without_a_name_is_refused_only_where_it_is_read(model: str, tmp_path: Path) -> None:
+    version = publish(tmp_path, {"train": with_reference(table(pair_rows(3)), model)}, model, reference_model=None)
+    check(version, find("orpo"))
+    with pytest.raises(MissingColumns, match="does not say which model"):
+        check(version, find("dpo"))
+
+
+def test_a_version_without_train_rows_is_refused(model: str, tmp_path: Path) -> None:
+    version = publish(tmp_path, {"test": table(pair_rows(2))}, model)
+    with pytest.raises(UserError, match="no train rows; it holds: test"):
+        check(version, find("sft"))
+
+
+def row(**changes: Any) -> Any:
+    """One good row with reference, changed."""
+    good = pair_rows(1)[0]
+    chosen, rejected = len(good["chosen_ids"]), len(good["rejected_ids"])
+    reference = {
+        "ref_chosen_token_logps": [-1.0] * chosen,
+        "ref_rejected_token_logps": [-1.0] * rejected,
+        "ref_chosen_logps": -float(chosen),
+        "ref_rejected_logps": -float(rejected),
+    }
+    import pyarrow as pa
+
+    return pa.Table.from_pylist([good | reference | changes], schema=pa.unify_schemas([BASE, REFERENCE]))
+
+
+def test_a_good_row_passes() -> None:
+    check_rows(row(), SIDES, "v1")
+    check_rows(row(ref_chosen_logps=5e-5), SIDES, "v1")  # rounding of a certain answer
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ref_chosen_logps": float("nan")}, "ref_chosen_logps holds nan"),
+        ({"ref_rejected_logps": float("-inf")}, "ref_rejected_logps holds -inf"),
+        ({"ref_chosen_logps": 0.01}, "ref_chosen_logps holds 0.01"),
+        ({"ref_chosen_logps": None}, "ref_chosen_logps is missing"),
+        ({"ref_rejected_token_logps": None}, "ref_rejected_token_logps is missing"),
+        ({"ref_chosen_token_logps": [-1.0]}, "ref_chosen_token_logps has not one value per token"),
+        ({"prompt_ids": []}, "prompt_ids is empty"),
+        ({"chosen_ids": [], "chosen_tokens": 0}, "chosen has no scored token"),
+        ({"rejected_tokens": 1}, "rejected_tokens is not the number of scored tokens"),
+        ({"chosen_loss_mask": [True]}, "chosen_loss_mask and chosen_ids differ in length"),
+    ],
+)
+def test_a_bad_row_is_named(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_rows(row(**changes), SIDES, "v7")
+    assert said in str(refused.value)
+    assert "v7" in str(refused.value)
+    assert row()["row_id"][0].as_py() in str(refused.value)
+
+
+def test_one_bad_token_among_good_ones_is_found() -> None:
+    good = row()
+    logps = [-1.0] * (good["rejected_tokens"][0].as_py() - 1) + [float("nan")]
+    with pytest.raises(UserError, match="ref_rejected_token_logps holds nan"):
+        check_rows(row(ref_rejected_token_logps=logps), SIDES, "v1")
+
+
+def test_a_mask_that_keeps_nothing_is_refused_even_if_the_count_agrees() -> None:
+    length = len(pair_rows(1)[0]["chosen_ids"])
+    with pytest.raises(UserError, match="chosen has no scored token"):
+        check_rows(row(chosen_loss_mask=[False] * length, chosen_tokens=0), SIDES, "v1")
+
+
+def test_masks_are_counted_row_by_row() -> None:
+    check_rows(table(pair_rows(5, masked=True) + pair_rows(5, seed=1)), SIDES, "v1")
+
+
+def test_another_tokenizer_is_said_with_the_flow(plain: Version) -> None:
+    contract.check_tokenizer(plain, [], "m")
+    with pytest.raises(UserError) as refused:
+        contract.check_tokenizer(plain, ["the tokenizer is a there and b here"], "some/model")
+    assert "the tokenizer is a there and b here" in str(refused.value)
+    assert "python -m flows.ingest" in str(refused.value)
+
+
+def test_rows_longer_than_the_model_are_refused(plain: Version) -> None:
+    contract.check_lengths(plain, 64, 64, "m")
+    contract.check_lengths(plain, 10**6, None, "m")
+    with pytest.raises(UserError, match="65 tokens, and m has positions for 64"):
+        contract.check_lengths(plain, 65, 64, "m")
+
+
+def test_the_commands_that_errors_give_are_commands(plain: Version, demonstrations: Version) -> None:
+    """Each is parsed by the flow that it names."""
+    said = []
+    for refuse in (
+        lambda: check(plain, find("dpo")),
+        lambda: check(demonstrations, find("orpo")),
+        lambda: check_rows(row(ref_chosen_logps=None), SIDES, "v1"),
+        lambda: contract.check_tokenizer(plain, ["a difference"], "org/model"),
+        lambda: contract.check_lengths(plain, 65, 64, "org/model"),
+    ):
+        with pytest.raises(UserError) as refused:
+            refuse()
+        said.append(str(refused.value))
+    commands = [match for text in said for match in re.findall(r"python -m (flows\.\w+) (.*)", text)]
+    assert len(commands) == len(said)
+    for module, arguments in commands:
+        importlib.import_module(module).deployable.parser().parse_args(arguments.split())

@@ -1,0 +1,331 @@
+"""What the mathematics promises of every loss, and the closed forms of each."""
+
+import math
+from dataclasses import fields, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from prefdata.errors import UserError
+from trainers.metrics import measure, rewards
+from trainers.objectives import (
+    OBJECTIVES,
+    Batch,
+    Demonstration,
+    Objective,
+    Pair,
+    Range,
+    ReferencedPair,
+    dpo,
+    find,
+    orpo,
+    sft,
+)
+from trainers.objectives.knobs import Knob, resolve
+from trainers.objectives.reference_free import log1mexp, log_odds, odds_ratio
+
+LN2 = math.log(2)
+EVERY = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
+
+
+def random_batch(kind: type[Batch], rows: int = 7, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
+    """A batch of any contract: log-probs below 0, counts from 1."""
+    generator = torch.Generator().manual_seed(seed)
+    values: dict[str, Tensor] = {}
+    for field in fields(kind):
+        if field.name.endswith("_tokens"):
+            values[field.name] = torch.randint(1, 9, (rows,), generator=generator)
+        else:
+            values[field.name] = (-5 * torch.rand(rows, generator=generator, dtype=torch.float64) - 0.5).to(dtype)
+    return kind(**values)
+
+
+def random_pairs(**options: Any) -> ReferencedPair:
+    batch = random_batch(ReferencedPair, **options)
+    assert isinstance(batch, ReferencedPair)
+    return batch
+
+
+def policy_fields(batch: Batch) -> list[str]:
+    """What carries a gradient."""
+    return [f.name for f in fields(batch) if not f.name.endswith("_tokens") and not f.name.startswith("ref_")]
+
+
+def pair(chosen: float, rejected: float, tokens: int = 1) -> Pair:
+    count = torch.tensor([tokens])
+    return Pair(torch.tensor([chosen]).double(), torch.tensor([rejected]).double(), count, count)
+
+
+def referenced(h: float) -> ReferencedPair:
+    """A pair whose log-ratios differ by h."""
+    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1)
+    return ReferencedPair(zero + h, zero, one, one, zero, zero)
+
+
+# -- the table that every loss goes through ------------------------------------------------------------------------
+
+
+@EVERY
+def test_one_finite_loss_per_row(objective: Objective) -> None:
+    losses = objective.loss(random_batch(objective.batch, rows=5))
+    assert losses.shape == (5,)
+    assert torch.isfinite(losses).all()
+
+
+@EVERY
+def test_row_order_changes_nothing(objective: Objective) -> None:
+    batch = random_batch(objective.batch)
+    order = torch.tensor([3, 0, 6, 1, 5, 2, 4])
+    shuffled = replace(batch, **{f.name: getattr(batch, f.name)[order] for f in fields(batch)})
+    assert_close(objective.loss(shuffled), objective.loss(batch)[order])
+
+
+@EVERY
+def test_a_row_does_not_depend_on_its_neighbours(objective: Objective) -> None:
+    batch = random_batch(objective.batch)
+    alone = replace(batch, **{f.name: getattr(batch, f.name)[2:3] for f in fields(batch)})
+    assert_close(objective.loss(alone), objective.loss(batch)[2:3])
+
+
+@EVERY
+def test_gradients_are_those_of_finite_differences(objective: Objective) -> None:
+    batch = random_batch(objective.batch, rows=3)
+    names = policy_fields(batch)
+
+    def loss(*values: Tensor) -> Tensor:
+        return objective.loss(replace(batch, **dict(zip(names, values, strict=True))))
+
+    assert torch.autograd.gradcheck(loss, tuple(getattr(batch, name).clone().requires_grad_() for name in names))
+
+
+@EVERY
+@pytest.mark.parametrize("low", [-1e4, -1e-12, 0.0])
+@pytest.mark.parametrize("high", [-1e4, -1e-12, 0.0])
+def test_extreme_log_probs_stay_finite_in_value_and_gradient(objective: Objective, low: float, high: float) -> None:
+    batch = random_batch(objective.batch, rows=1, dtype=torch.float32)
+    names = policy_fields(batch)
+    values = {name: torch.tensor([value], requires_grad=True) for name, value in zip(names, [high, low], strict=False)}
+    values |= {f.name: torch.ones(1, dtype=torch.long) for f in fields(batch) if f.name.endswith("_tokens")}
+    loss = objective.loss(replace(batch, **values)).sum()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert all(torch.isfinite(values[name].grad).all() for name in names)
+
+
+@EVERY
+def test_every_loss_says_what_it_is(objective: Objective) -> None:
+    assert objective.loss.__doc__
+    assert objective.source
+    assert objective.batch.reads
+    assert 0 < objective.lr < 1e-3
+    for knob in objective.knobs.values():
+        assert knob.range is None or knob.range.holds(knob.default)
+
+
+@EVERY
+def test_metrics_of_any_batch_are_finite_and_leave_no_graph(objective: Objective) -> None:
+    batch = random_batch(objective.batch)
+    knobs = {name: knob.default for name, knob in objective.knobs.items()}
+    batch = replace(batch, **{name: getattr(batch, name).requires_grad_() for name in policy_fields(batch)})
+    means = measure(batch, objective, knobs).means()
+    assert "nll_loss" in means
+    assert all(math.isfinite(value) for value in means.values())
+    assert all(getattr(batch, name).grad is None for name in policy_fields(batch))
+
+
+# -- sft -----------------------------------------------------------------------------------------------------------
+
+
+def test_sft_is_the_negative_log_likelihood_and_counts_tokens() -> None:
+    uniform = Demonstration(torch.tensor([3.0, 5.0]) * -math.log(512), torch.tensor([3, 5]))
+    assert_close(sft(uniform).sum() / uniform.completion_tokens.sum(), torch.tensor(math.log(512)))
+    assert find("sft").reduction == "tokens"
+
+
+# -- dpo -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("beta", [0.01, 0.1, 5.0])
+@pytest.mark.parametrize("eps", [0.0, 0.1, 0.49])
+def test_dpo_is_ln2_where_policy_equals_reference(beta: float, eps: float) -> None:
+    lp = random_pairs()
+    same = replace(lp, ref_chosen=lp.chosen, ref_rejected=lp.rejected)
+    assert_close(dpo(same, beta=beta, label_smoothing=eps), torch.full((7,), LN2, dtype=torch.float64))
+
+
+def test_swapping_the_pair_adds_exactly_the_margin() -> None:
+    # -log s(-m) - (-log s(m)) = m, so a swapped label costs beta * h more
+    lp, beta = random_pairs(), 0.3
+    swapped = replace(
+        lp, chosen=lp.rejected, rejected=lp.chosen, ref_chosen=lp.ref_rejected, ref_rejected=lp.ref_chosen
+    )
+    h = (lp.chosen - lp.ref_chosen) - (lp.rejected - lp.ref_rejected)
+    assert_close(dpo(swapped, beta=beta) - dpo(lp, beta=beta), beta * h)
+
+
+def test_a_constant_of_the_prompt_added_to_both_references_cancels() -> None:
+    lp = random_pairs()
+    constant = torch.linspace(-50, 50, 7, dtype=torch.float64)
+    assert_close(
+        dpo(replace(lp, ref_chosen=lp.ref_chosen + constant, ref_rejected=lp.ref_rejected + constant)), dpo(lp)
+    )
+
+
+@pytest.mark.parametrize("beta", [0.1, 0.5])
+def test_dpo_starts_with_slope_minus_half_beta(beta: float) -> None:
+    h = torch.zeros(1, dtype=torch.float64, requires_grad=True)
+    lp = replace(referenced(0.0), chosen=h)
+    dpo(lp, beta=beta).sum().backward()
+    assert_close(h.grad, torch.tensor([-beta / 2], dtype=torch.float64))
+
+
+def test_smoothed_dpo_is_least_where_the_odds_are_those_of_the_labels() -> None:
+    # the minimum is the binary entropy, at beta h = ln((1 - eps) / eps)
+    beta, eps = 0.1, 0.1
+    best = math.log((1 - eps) / eps)
+    assert best == pytest.approx(2.1972, abs=5e-5)
+    h = torch.tensor([best / beta], dtype=torch.float64, requires_grad=True)
+    loss = dpo(replace(referenced(0.0), chosen=h), beta=beta, label_smoothing=eps)
+    loss.sum().backward()
+    assert loss.item() == pytest.approx(0.325083, abs=5e-7)
+    assert h.grad is not None
+    assert abs(h.grad.item()) < 1e-12
+
+
+def test_smoothing_mixes_a_pair_with_its_swap() -> None:
+    lp, eps = random_pairs(), 0.2
+    swapped = replace(
+        lp, chosen=lp.rejected, rejected=lp.chosen, ref_chosen=lp.ref_rejected, ref_rejected=lp.ref_chosen
+    )
+    assert_close(dpo(lp, label_smoothing=eps), (1 - eps) * dpo(lp) + eps * dpo(swapped))
+
+
+# -- orpo ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mean", "odds"), [(-0.7, -0.013659), (-2.0, -1.854587), (-LN2, 0.0)])
+def test_log_odds_of_known_means(mean: float, odds: float) -> None:
+    assert log_odds(torch.tensor([mean], dtype=torch.float64)).item() == pytest.approx(odds, abs=5e-7)
+
+
+def test_log1mexp_is_exact_at_both_ends() -> None:
+    u = torch.tensor([-1e-9, -1e-3, -LN2, -1.0, -40.0], dtype=torch.float64, requires_grad=True)
+    value = log1mexp(u)
+    expected = [math.log(1e-9), math.log(-math.expm1(-1e-3)), -LN2, math.log1p(-math.exp(-1)), -math.exp(-40)]
+    assert_close(value, torch.tensor(expected, dtype=torch.float64))
+    value.sum().backward()
+    assert torch.isfinite(u.grad).all()
+
+
+def test_log1mexp_has_no_nan_gradient_next_to_certainty_in_float32() -> None:
+    u = torch.tensor([-1e-9, -1e-6, -100.0], requires_grad=True)
+    log1mexp(u).sum().backward()
+    assert torch.isfinite(u.grad).all()
+
+
+def test_equal_means_leave_the_likelihood_and_lam_ln2() -> None:
+    same = pair(-3.0, -3.0, tokens=3)
+    assert_close(orpo(same, lam=0.25), torch.tensor([1 + 0.25 * LN2], dtype=torch.float64))
+
+
+def test_without_its_ratio_orpo_is_the_mean_likelihood_of_a_sequence() -> None:
+    lp = random_batch(Pair)
+    assert_close(orpo(lp, lam=0.0), -lp.chosen / lp.chosen_tokens)
+
+
+def test_unlikely_pairs_are_ranked_by_their_means() -> None:
+    # for m << 0 the odds are the probability: SimPO with beta 1 and no margin
+    lp = pair(-30.0, -31.0)
+    ratio = orpo(lp, lam=1.0) + lp.chosen
+    assert_close(ratio, -torch.nn.functional.logsigmoid(torch.ones(1, dtype=torch.float64)))
+
+
+def test_gradient_of_the_ratio_term() -> None:
+    # -sig(-D) (grad mw / (1 - exp mw) - grad ml / (1 - exp ml))
+    chosen = torch.tensor([-0.4], dtype=torch.float64, requires_grad=True)
+    rejected = torch.tensor([-1.3], dtype=torch.float64, requires_grad=True)
+    one = torch.ones(1)
+    (orpo(Pair(chosen, rejected, one, one), lam=1.0) + chosen).sum().backward()
+    d = (log_odds(chosen) - log_odds(rejected)).detach()
+    weight = -torch.sigmoid(-d)
+    assert_close(chosen.grad, weight / (1 - chosen.detach().exp()))
+    assert_close(rejected.grad, -weight / (1 - rejected.detach().exp()))
+
+
+def test_odds_ratio_is_what_the_loss_uses() -> None:
+    lp = random_batch(Pair)
+    assert_close(orpo(lp, lam=0.3), -lp.chosen / lp.chosen_tokens - 0.3 * odds_ratio(lp)["log_odds_ratio"])
+
+
+# -- rewards -------------------------------------------------------------------------------------------------------
+
+
+def test_rewards_of_a_referenced_pair_are_scaled_log_ratios() -> None:
+    lp = random_pairs()
+    chosen, rejected = rewards(lp, {"beta": 0.3})
+    assert_close(dpo(lp, beta=0.3), -torch.nn.functional.logsigmoid(chosen - rejected))
+
+
+def test_ties_are_counted_apart() -> None:
+    lp = random_pairs()
+    same = replace(lp, ref_chosen=lp.chosen, ref_rejected=lp.rejected)
+    means = measure(same, find("dpo"), {"beta": 0.1}).means()
+    assert means["rewards/ties"] == 1.0
+    assert means["rewards/accuracies"] == 0.0
+    assert means["rewards/margins"] == 0.0
+
+
+# -- knobs and names -----------------------------------------------------------------------------------------------
+
+
+def test_knobs_come_from_the_signature() -> None:
+    knobs = find("dpo").knobs
+    assert {name: knob.default for name, knob in knobs.items()} == {"beta": 0.1, "label_smoothing": 0.0}
+    assert resolve("dpo", knobs, ["beta=0.2"]) == {"beta": 0.2, "label_smoothing": 0.0}
+    assert find("sft").knobs == {}
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("gamma=1", "its knobs are beta=0.1 (above 0), label_smoothing=0.0 (at least 0 and below 0.5)"),
+        ("beta=0", "must be above 0: at 0 the loss is log 2"),
+        ("beta=-1", "must be above 0"),
+        ("beta=big", "must be a number"),
+        ("beta=nan", "must be finite"),
+        ("label_smoothing=0.5", "at least 0 and below 0.5"),
+        ("beta", "NAME=VALUE"),
+    ],
+)
+def test_a_knob_that_makes_no_sense_is_refused_with_the_reason(setting: str, said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        resolve("dpo", find("dpo").knobs, [setting])
+    assert said in str(refused.value)
+
+
+def test_knobs_of_other_types() -> None:
+    assert Knob("k", int, 3, Range(at_least=1)).read("5", "loss") == 5
+    assert Knob("k", bool, False).read("True", "loss") is True
+    assert Knob("k", str, "a", choices=("a", "b")).read("b", "loss") == "b"
+    for knob, text in [
+        (Knob("k", int, 3), "2.5"),
+        (Knob("k", bool, False), "1"),
+        (Knob("k", str, "a", choices=("a",)), "c"),
+    ]:
+        with pytest.raises(UserError):
+            knob.read(text, "loss")
+
+
+def test_rpo_is_refused_with_its_three_meanings() -> None:
+    with pytest.raises(UserError) as refused:
+        find("rpo")
+    for meaning in ("likelihood term", "Relative Preference Optimization", "Reward-aware", "orpo"):
+        assert meaning in str(refused.value)
+
+
+def test_an_unknown_loss_names_what_there_is() -> None:
+    with pytest.raises(UserError, match="dpo, orpo, sft"):
+        find("dop")

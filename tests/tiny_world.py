@@ -1,0 +1,153 @@
+"""A model of 20,000 parameters with its tokenizer, and versions of random rows for it, made in a second."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from prefdata import logprobs, models, reference, versions
+from prefdata.records import Message
+from prefdata.tokens import Renderer
+from schemas import completions, pairs
+
+WORDS = 60
+
+
+def save_model(folder: Path, *, seed: int = 0, positions: int = 64, words: int = WORDS) -> str:
+    """A random Llama and a tokenizer of `words` whole words."""
+    import torch
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i + 3 for i in range(words)}}
+    tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    config = LlamaConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=positions,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(seed)
+    LlamaForCausalLM(config).save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", model_max_length=positions
+    ).save_pretrained(folder)
+    return str(folder)
+
+
+def pair_rows(count: int, *, seed: int = 0, masked: bool = False) -> list[dict[str, Any]]:
+    """Pairs with a rule to learn: chosen answers repeat the prompt's first word, rejected ones are noise."""
+    generator = np.random.default_rng(seed)
+    return [_pair(generator, f"{seed}-{number}", masked) for number in range(count)]
+
+
+def _pair(generator: np.random.Generator, name: str, masked: bool) -> dict[str, Any]:
+    prompt = generator.integers(3, WORDS + 3, generator.integers(2, 8)).tolist()
+    chosen = [prompt[0]] * int(generator.integers(2, 7)) + [2]
+    rejected = [*generator.integers(3, WORDS + 3, generator.integers(2, 9)).tolist(), 2]
+    row = {
+        **_common(name, prompt),
+        "chosen": _turn(chosen),
+        "rejected": _turn(rejected),
+        "chosen_ids": chosen,
+        "rejected_ids": rejected,
+        "chosen_tokens": len(chosen),
+        "rejected_tokens": len(rejected),
+        "shared_prefix": 0,
+        "chosen_content_start": 0,
+        "chosen_finish": "stop",
+        "rejected_finish": "stop",
+    }
+    if masked:
+        row["chosen_loss_mask"] = [False] + [True] * (len(chosen) - 1)
+        row["chosen_tokens"] = len(chosen) - 1
+    return row
+
+
+def completion_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
+    """The chosen sides alone."""
+    rows = []
+    for pair in pair_rows(count, seed=seed):
+        row = _common(pair["row_id"], pair["prompt_ids"])
+        row |= {
+            "completion": pair["chosen"],
+            "completion_ids": pair["chosen_ids"],
+            "completion_tokens": pair["chosen_tokens"],
+        }
+        rows.append(row | {"completion_content_start": 0, "completion_finish": "stop"})
+    return rows
+
+
+def _common(name: str, prompt: list[int]) -> dict[str, Any]:
+    text = " ".join(f"w{i - 3}" for i in prompt)
+    return {
+        "row_id": name,
+        "prompt_id": name,
+        "prompt": [Message("user", text).as_dict()],
+        "prompt_ids": prompt,
+        "prompt_tokens": len(prompt),
+        "method": "test",
+        "source": "test",
+    }
+
+
+def _turn(ids: list[int]) -> list[dict[str, str]]:
+    return [Message("assistant", " ".join(f"w{i - 3}" for i in ids[:-1])).as_dict()]
+
+
+def table(rows: list[dict[str, Any]], kind: str = "pairs") -> pa.Table:
+    """Rows under the schema of their kind."""
+    schema = {"pairs": pairs.BASE, "completions": completions.BASE}[kind]
+    return pa.Table.from_pylist(rows, schema=schema)
+
+
+def with_reference(rows: pa.Table, model: str) -> pa.Table:
+    """The rows with the model's log-probs."""
+    return reference.attach(rows, logprobs.score(models.load_model(model), reference.trees(rows)))
+
+
+def publish(
+    root: Path,
+    splits: dict[str, pa.Table],
+    model: str,
+    *,
+    kind: str = "pairs",
+    reference_model: str | None = None,
+    tokenizer: dict[str, Any] | None = None,
+) -> versions.Version:
+    """A real version of these rows."""
+    schema = next(iter(splits.values())).schema
+    fields: dict[str, Any] = {
+        "kind": kind,
+        "build": "test",
+        "build_key": "test",
+        "config": {},
+        "seeds": {},
+        "round": 0,
+        "parents": [],
+        "sources": [],
+        "tokenizer": tokenizer or Renderer.load(model).fingerprint,
+        "generator": None,
+        "reference": models.describe(reference_model) if reference_model else None,
+    }
+    with versions.Staging(str(root), schema, "test") as staging:
+        for split, rows in splits.items():
+            staging.add(split, rows)
+            made = [
+                {"row_id": row_id, "status": "kept", "stage": "publish", "made": [row_id]}
+                for row_id in rows["row_id"].to_pylist()
+            ]
+            staging.ledger(versions.ledger_lines(made))
+        staging.flush()
+        return staging.publish(staging.manifest(["publish"], fields))
