@@ -179,14 +179,18 @@ def stats(args: argparse.Namespace) -> int:
     """Show the statistics of a version."""
     from prefdata import printing
     from prefdata import versions as store
+    from schemas.stats import TABLES
 
     version = store.find(args.version, root=args.root)
     files = {entry["path"].removeprefix("stats/").removesuffix(".parquet"): entry for entry in version.files("stats")}
     unknown = [name for name in args.table if name not in files]
     if unknown:
         raise UserError(f"{version.name} has no statistics called {unknown[0]!r}; it has: {', '.join(files) or 'none'}")
-    for name in args.table or files:
-        printing.print_arrow(version.read(files[name]), title=name)
+    known = [name for name in TABLES if name in files]
+    for name in args.table or [*known, *sorted(files.keys() - known)]:
+        table = version.read(files[name])
+        if table.num_rows or args.table:
+            printing.print_arrow(table, title=name)
     return SOUND
 
 

@@ -120,6 +120,8 @@ def test_stats_shows_all_tables_or_those_asked_for(run):
     assert "\ncounts\n" in two
     assert "reference_margin" in everything
     assert "reference_margin" not in two
+    assert "scores" not in everything  # no row carries one
+    assert run("stats", "v1", "scores")[1].startswith("scores\nsplit")
 
 
 def test_sql_as_json_and_csv_are_the_same_answer(run):

@@ -49,14 +49,14 @@ def imports(path: Path) -> set[str]:
     return {name.split(".")[0] for name in found}
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", list(files()), ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_one_way(path: Path) -> None:
     package = path.relative_to(ROOT).parts[0]
     ours = imports(path) & set(PACKAGES)
     assert ours <= MAY_IMPORT[package]
 
 
-@pytest.mark.parametrize("path", files(), ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", list(files()), ids=lambda path: str(path.relative_to(ROOT)))
 def test_libraries_stay_in_their_rooms(path: Path) -> None:
     name = path.relative_to(ROOT).as_posix()
     for library, rooms in ONLY_IN.items():
