@@ -4,11 +4,12 @@ Two promises that the rest leans on: a file written here is whole or absent, and
 any number of callers.
 """
 
+import errno
 import hashlib
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from prefdata.errors import UserError
@@ -46,7 +47,8 @@ class Storage:
 
     def read(self, name: str) -> bytes:
         """The whole file. FileNotFoundError if there is none."""
-        data = self.fs.cat_file(self.path(name))
+        with _in_words(self.path(name), "read"):
+            data = self.fs.cat_file(self.path(name))
         return data if isinstance(data, bytes) else bytes(data)
 
     def write(self, name: str, data: bytes) -> None:
@@ -113,7 +115,8 @@ class Storage:
     def _entries(self, name: str) -> list[dict[str, Any]]:
         self.fs.invalidate_cache()
         try:
-            entries: list[dict[str, Any]] = self.fs.ls(self.path(name), detail=True)
+            with _in_words(self.path(name), "list", but=NotADirectoryError):
+                entries: list[dict[str, Any]] = self.fs.ls(self.path(name), detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
         own = self.path(name).rstrip("/")
@@ -121,10 +124,11 @@ class Storage:
 
     def _write_temporary(self, name: str, data: bytes) -> str:
         folder = os.path.dirname(self.path(name))
-        os.makedirs(folder, exist_ok=True)
+        with _in_words(folder, "make"):
+            os.makedirs(folder, exist_ok=True)
         temporary = f"{folder}/{_TEMPORARY}{secrets.token_hex(8)}"
         try:
-            with open(temporary, "xb") as file:
+            with _in_words(folder, "write into"), open(temporary, "xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -137,6 +141,24 @@ class Storage:
 def sha256(data: bytes) -> str:
     """sha256 hex of a file's bytes."""
     return hashlib.sha256(data).hexdigest()
+
+
+# a wrong or forbidden place stays so; any other OSError (a full disk, a network) may pass, and is left as it is
+_LASTING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+
+
+@contextmanager
+def _in_words(path: str, act: str, *, but: type[OSError] | None = None) -> Iterator[None]:
+    """An OSError that says the place itself is wrong, as a sentence; FileNotFoundError and `but` pass."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.errno not in _LASTING or (but is not None and isinstance(problem, but)):
+            raise
+        why = os.strerror(problem.errno).lower()
+        raise UserError(
+            f"cannot {act} {path} ({why}): choose another place for data with --root or PREFDATA_ROOT"
+        ) from problem
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """A version that does not serve a loss is refused in words, with the command that helps."""
 
 import importlib
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -116,10 +117,11 @@ def test_a_bad_row_is_named(changes: dict[str, Any], said: str) -> None:
     assert row()["row_id"][0].as_py() in str(refused.value)
 
 
-def test_one_bad_token_among_good_ones_is_found() -> None:
-    good = row()
-    logps = [-1.0] * (good["rejected_tokens"][0].as_py() - 1) + [float("nan")]
-    with pytest.raises(UserError, match="ref_rejected_token_logps holds nan"):
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 2e-4])
+def test_one_bad_token_among_good_ones_is_found(bad: float) -> None:
+    good = table(pair_rows(1))
+    logps = [-1.0] * (good["rejected_tokens"][0].as_py() - 1) + [bad]
+    with pytest.raises(UserError, match="ref_rejected_token_logps holds"):
         check_rows(row(ref_rejected_token_logps=logps), SIDES, "v1")
 
 

@@ -69,3 +69,12 @@ def test_a_storage_below_another_sees_the_same_files(storage: Storage) -> None:
 def test_an_unknown_protocol_is_refused_in_words() -> None:
     with pytest.raises(UserError, match="nosuchthing"):
         Storage("nosuchthing://bucket")
+
+
+def test_a_place_that_is_a_file_is_refused_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    storage = Storage(str(tmp_path / "file"))
+    for act in (lambda: storage.read("v1/claim"), lambda: storage.write("a", b""), lambda: storage.create("v1/a", b"")):
+        with pytest.raises(UserError, match=r"not a directory|file exists"):
+            act()
+    assert storage.folders() == storage.names() == []

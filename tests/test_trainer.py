@@ -423,10 +423,18 @@ def test_two_processes_never_train_one_run(options: Options) -> None:
 
 
 def test_out_is_the_folder_and_never_overwrites(options: Options, tmp_path: Path) -> None:
-    assert train(replace(options, out="here", steps=1), say=Talk()).folder == Path("here")
-    for wrong in (replace(options, out="here", steps=1), replace(options, out="here", steps=2)):
-        with pytest.raises(UserError, match="--out here holds a run already"):
+    here = replace(options, out="here", steps=1)
+    first = train(here, say=Talk())
+    assert first.folder == Path("here")
+    for wrong, why in ((replace(here, fresh=True), "--fresh"), (replace(here, steps=2), "steps: 1 then, 2 now")):
+        with pytest.raises(UserError, match=why):
             train(wrong, say=Talk())
+    written = (first.folder / "model.safetensors").stat().st_mtime_ns
+    talk = Talk()
+    again = train(here, say=talk)
+    assert "nothing was trained" in talk.text
+    assert (again.after, again.before, again.steps) == (first.after, first.before, 1)
+    assert (first.folder / "model.safetensors").stat().st_mtime_ns == written
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(UserError, match="exists and is no run"):

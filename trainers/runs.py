@@ -82,6 +82,12 @@ def claim(config: Mapping[str, Any], *, out: str | None, fresh: bool, runs: str 
     return _begin(folder, config), said
 
 
+def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """run.json of a folder that holds this very run, finished; None otherwise."""
+    known = read(folder)
+    return known if known and known["status"] == "finished" and known["config"] == config else None
+
+
 def read(folder: Path) -> dict[str, Any] | None:
     """run.json of a folder; None if there is none that can be read."""
     try:
@@ -98,14 +104,8 @@ def _claim_named(folder: Path, config: Mapping[str, Any], fresh: bool) -> tuple[
             raise UserError(f"--out {folder} exists and is no run: give a folder that is new or empty.")
         folder.mkdir(parents=True, exist_ok=True)
         return _begin(folder, config), f"new run {folder}"
-    if fresh or known["config"] != config or known["status"] == "finished":
-        why = (
-            "and --fresh wants another"
-            if fresh
-            else "finished"
-            if known["config"] == config
-            else f"with other settings ({_differences(known['config'], config)})"
-        )
+    if fresh or known["config"] != config:
+        why = "and --fresh wants another" if fresh else f"with other settings ({_differences(known['config'], config)})"
         raise UserError(f"--out {folder} holds a run already, {why}: give another folder, or leave --out away.")
     return _go_on(folder, config)
 

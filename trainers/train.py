@@ -84,6 +84,12 @@ def train(options: Options, *, say: Say = print) -> RunResult:
     description = _describe(models, version, model, asked=options.model is not None)
     renderer = _renderer(version, model, options)
     config = _config(options, version, objective, knobs, description)
+    done = runs.finished(Path(options.out), config) if options.out and not options.fresh else None
+    if done:
+        say(f"{options.out} holds this very run, finished; nothing was trained")
+        return RunResult(
+            Path(str(options.out)), True, done["steps"], True, done["train"], done["before"], done["after"]
+        )
     run, said = runs.claim(config, out=options.out, fresh=options.fresh)
     say(f"{said}: {objective.name} on {version.name}, starting from {description['name']}@{description['digest'][:12]}")
     try:

@@ -52,25 +52,40 @@ def model_name(parent: Version, given: str | None) -> str:
     raise UserError(f"{parent.name} names no model; say which with --model")
 
 
-def reference_model(
+def parent_model(
     parent: Version, given: str | None, *, dtype: str, trust_remote_code: bool
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The fingerprint of the reference model, checked against the parent's tokens, and what loads it."""
-    from prefdata import reference
+) -> tuple[str, dict[str, Any]]:
+    """The model a build uses and what it is, checked against the parent's tokens and manifest."""
     from prefdata.models import describe
 
     name = model_name(parent, given)
-    description = describe(name, dtype)
-    check_same_model(parent, name, description, given)
+    try:
+        description = describe(name, dtype)
+    except UserError as problem:
+        if given is not None:
+            raise
+        raise UserError(
+            f"{parent.name} was made with the model {name}, which can't be read now; say where it is with --model ({problem})"
+        ) from problem
+    if given is None:
+        check_same_model(parent, name, description)
     check_same_tokens(parent, name, trust_remote_code)
+    return name, description
+
+
+def reference_model(
+    parent: Version, given: str | None, *, dtype: str, trust_remote_code: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The reference as the manifest records it, and what loads it."""
+    from prefdata import reference
+
+    name, description = parent_model(parent, given, dtype=dtype, trust_remote_code=trust_remote_code)
     loading = {"name": name, "dtype": dtype, "trust_remote_code": trust_remote_code}
     return {**description, "fingerprint": reference.fingerprint(description, dtype)}, loading
 
 
-def check_same_model(parent: Version, name: str, description: dict[str, Any], given: str | None) -> None:
+def check_same_model(parent: Version, name: str, description: dict[str, Any]) -> None:
     """A model taken from the manifest must still have the weights it had then."""
-    if given is not None:
-        return
     for role, entry in (("generator", parent.manifest["generator"]), ("reference", parent.manifest["reference"])):
         if entry and entry.get("name") == name and entry.get("digest") != description["digest"]:
             raise UserError(

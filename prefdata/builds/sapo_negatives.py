@@ -15,9 +15,7 @@ from prefdata import engines, logical, versions
 from prefdata.builds import finish, scoring
 from prefdata.builds.inputs import (
     ParentReader,
-    check_same_model,
-    check_same_tokens,
-    model_name,
+    parent_model,
     reference_model,
     same_reference,
 )
@@ -80,8 +78,6 @@ class BuildSapoNegatives:
     already: Version | None = None
 
     def __init__(self, options: Options, root: str | None = None) -> None:
-        from prefdata.models import describe
-
         check(options)
         self.options = options
         self.root = versions.root(root)
@@ -89,11 +85,9 @@ class BuildSapoNegatives:
         self.work = Work(self.root)
         self.rows: int | None = sum(self.parent.manifest["counts"]["rows"].values())
         self.round = options.round or self.parent.manifest["round"] + 1
-        self.model = model_name(self.parent, options.model)
-        description = describe(self.model, options.dtype)
-        check_same_model(self.parent, self.model, description, options.model)
-        check_same_tokens(self.parent, self.model, options.trust_remote_code)
-        self.description = description
+        self.model, self.description = parent_model(
+            self.parent, options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code
+        )
         self.reference, loading = reference_model(
             self.parent,
             options.reference or self.model,
@@ -102,9 +96,9 @@ class BuildSapoNegatives:
         )
         # how work is cut up changes no result, so unit_rows is no part of what was asked for
         self.config = as_config(
-            options, "unit_rows", source=self.parent.name, model=description["name"], round=self.round
+            options, "unit_rows", source=self.parent.name, model=self.description["name"], round=self.round
         )
-        fingerprints = {"generator": description, "reference": self.reference}
+        fingerprints = {"generator": self.description, "reference": self.reference}
         self.build_key = build_key(NAME, self.config, [self.parent], fingerprints)
         self.reader = ParentReader(self.parent)
         self._generating = GenerateStage(self)
