@@ -1,7 +1,11 @@
 """Prefect flows and deployments: order, fan-out, retries, progress, artifacts. No arithmetic."""
 
+import os
 from importlib import import_module
 from typing import Any
+
+# Before Prefect is imported: its temporary server takes longer than the usual 20 s to start on a busy machine.
+os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 
 # one file a deployment; the flow in it has the deployment's name with underscores
 DEPLOYMENTS = ("ingest", "build-sapo-negatives", "add-reference")

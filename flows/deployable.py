@@ -3,11 +3,12 @@
 import argparse
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
-from typing import Any
+from typing import Any, cast
 
-from prefect import Flow, flow
+from prefect import Flow, State, flow, get_run_logger
+from prefect.states import Failed
 
 from flows.running import build
 from prefdata.builds.job import Job
@@ -15,6 +16,9 @@ from prefdata.builds.options import default_of, kind_of
 from prefdata.errors import UserError
 
 ROOT_HELP = "where versions live: a folder or a URL (default: $PREFDATA_ROOT, else ./data)"
+REFUSED = "Refused"
+# a job that was checked before its flow was started, for the flow to take over, by its parameters
+_READY: dict[str, Job] = {}
 
 
 @dataclass(frozen=True)
@@ -32,16 +36,37 @@ class Deployable:
     description: str | None
 
     def flow(self) -> Flow[..., str]:
-        """The Prefect flow. Its parameters are the options' fields and `root`; it returns the version's name."""
+        """The Prefect flow. Its parameters are the options' fields and `root`; it returns the version's name.
 
-        def run(**given: Any) -> str:
-            root = given.pop("root")
-            return build(self.job(self.options(**_tuples(given)), root)).version.name
+        Bad input ends it in a failed state called Refused whose message is the sentence, without a traceback.
+        """
+
+        def run(**given: Any) -> Any:
+            try:
+                job = _READY.pop(_name(given)) if _name(given) in _READY else self._job(given)
+                return build(job).version.name
+            except UserError as problem:
+                get_run_logger().error(str(problem))
+                return Failed(name=REFUSED, message=str(problem))
 
         run.__name__ = run.__qualname__ = self.name.replace("-", "_")
         run.__module__ = self.module
         run.__signature__ = self._signature()  # type: ignore[attr-defined]
         return flow(name=self.name, description=self.description)(run)
+
+    def run(self, **given: Any) -> str:
+        """Run the flow here and return the version's name. UserError if its input is refused, before Prefect starts
+        where that can be seen."""
+        filled = {knob.name: default_of(knob) for knob in fields(self.options)} | {"root": None} | given
+        _READY[_name(filled)] = self._job(filled)
+        state = cast(State[str], self.flow()(**filled, return_state=True))
+        if state.name == REFUSED:
+            raise UserError(state.message or "the input was refused")
+        return state.result()
+
+    def _job(self, given: Mapping[str, Any]) -> Job:
+        knobs = _tuples({name: value for name, value in given.items() if name != "root"})
+        return self.job(self.options(**knobs), given["root"])
 
     def parser(self) -> argparse.ArgumentParser:
         """The command line: one argument per field, `source` without dashes."""
@@ -57,11 +82,9 @@ class Deployable:
 
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run from a command line. 0; 2 for bad input, with a sentence on stderr; 130 for Ctrl-C."""
-        given = _tuples(vars(self.parser().parse_args(argv)))
-        knobs = {name: value for name, value in given.items() if name != "root"}
+        given = vars(self.parser().parse_args(argv))
         try:
-            self.job(self.options(**knobs), given["root"])  # what can be refused is refused before Prefect starts
-            name = self.flow()(**given)
+            name = self.run(**given)
         except UserError as problem:
             print(f"{self.name}: {problem}", file=sys.stderr)
             return 2
@@ -96,5 +119,9 @@ def _add_argument(parser: argparse.ArgumentParser, knob: "Field[Any]", owner: ty
         parser.add_argument(flag, type=plain, default=default, help=text, choices=knob.metadata.get("choices"))
 
 
-def _tuples(given: dict[str, Any]) -> dict[str, Any]:
+def _name(given: Mapping[str, Any]) -> str:
+    return repr(sorted(_tuples(given).items()))
+
+
+def _tuples(given: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}

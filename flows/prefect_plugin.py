@@ -9,14 +9,16 @@ It wraps a method of Prefect's client; `tests/test_prefect_plugin.py` fails the 
 import os
 import socket
 import sys
+from itertools import pairwise
 from typing import Any
+from urllib.parse import urlsplit
 
 from prefect.plugins import HookContext, SetupResult, register_hook
 
 LOCAL_SERVER = ("127.0.0.1", 4200)
 LOCAL_API = "http://127.0.0.1:4200/api"
+NO_SERVER = "No Prefect server is configured, and none answers on port 4200, so this run would never start.\n"
 START = (
-    "No Prefect server is configured, and none answers on port 4200, so this run would never start.\n"
     "Start one, and something that runs deployments, each in a terminal of its own:\n"
     "    prefect server start\n"
     "    python -m flows.serve"
@@ -29,17 +31,29 @@ def setup_environment(*, ctx: HookContext) -> SetupResult | None:
     if not runs_deployment_command(sys.argv):
         return None
     _accept_bare_names()
+    silent = silent_server(ctx.api_url)
+    if silent:
+        print(silent, file=sys.stderr)
+        raise SystemExit(1)
     if ctx.api_url:
         return None
-    if not server_answers():
-        print(START, file=sys.stderr)
-        raise SystemExit(1)
     return SetupResult(env={"PREFECT_API_URL": LOCAL_API}, note="the server on this machine")
 
 
 def runs_deployment_command(argv: list[str]) -> bool:
     """Whether this process is `prefect deployment run ...`, where a name is looked up on a server."""
-    return os.path.basename(argv[0]) in ("prefect", "prefect.exe") and argv[1:3] == ["deployment", "run"]
+    is_prefect = os.path.basename(argv[0]) in ("prefect", "prefect.exe")
+    return is_prefect and ("deployment", "run") in pairwise(argv[1:])
+
+
+def silent_server(api_url: str | None) -> str | None:
+    """What to tell the user if the server that would be asked does not answer; None if it does, or is elsewhere."""
+    if not api_url:
+        return None if server_answers() else NO_SERVER + START
+    parts = urlsplit(api_url)
+    if parts.hostname not in ("127.0.0.1", "localhost", "::1") or server_answers((parts.hostname, parts.port or 80)):
+        return None
+    return f"No Prefect server answers at {api_url}, so this run would never start.\n{START}"
 
 
 def server_answers(address: tuple[str, int] = LOCAL_SERVER, timeout_s: float = 0.5) -> bool:

@@ -106,8 +106,11 @@ def in_tasks(stage: Stage, units: Iterable[Unit], work: Work, watcher: Watcher) 
 
 def build(job: Job) -> Outcome:
     """Run a job inside a flow and leave a table of what came of it."""
+    logger = get_run_logger()
+    for notice in job.notices:
+        logger.info(notice)
     outcome = run(job, execute=in_tasks, watcher=PrefectWatcher(job.name))
-    get_run_logger().info(outcome.sentence())
+    logger.info(outcome.sentence())
     version = outcome.version
     counts = version.manifest["counts"]
     create_table_artifact(

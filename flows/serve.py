@@ -10,13 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from flows.prefect_plugin import LOCAL_API, server_answers
-
-START = (
-    "No Prefect server is configured, and none answers on port 4200. Start one in another terminal:\n"
-    "    prefect server start\n"
-    "or name one with PREFECT_API_URL."
-)
+from flows.prefect_plugin import LOCAL_API, silent_server
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,28 +20,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--limit", type=int, default=1, help="runs at a time; each loads its own models (default: 1)")
     given = parser.parse_args(argv)
-    if not _find_server():
-        print(START, file=sys.stderr)
+    silent = _find_server()
+    if silent:
+        print(silent, file=sys.stderr)
         return 2
     _serve(given.limit)
     return 0
 
 
-def _find_server() -> bool:
-    """Point Prefect at the configured server, or at the one on this machine. Before Prefect is imported."""
-    if os.environ.get("PREFECT_API_URL"):
-        return True
+def _find_server() -> str | None:
+    """Point Prefect at the configured server, or at the one on this machine; what to tell the user if it is silent."""
     from prefect.settings import get_current_settings
 
-    if get_current_settings().api.url:
-        return True
-    if server_answers():
-        os.environ["PREFECT_API_URL"] = LOCAL_API
+    configured = get_current_settings().api.url
+    silent = silent_server(configured)
+    if silent is None and not configured:
         from prefect.context import refresh_global_settings_context
 
+        os.environ["PREFECT_API_URL"] = LOCAL_API
         refresh_global_settings_context()
-        return True
-    return False
+    return silent
 
 
 def _serve(limit: int) -> None:

@@ -96,7 +96,7 @@ def licenses(sources: Iterable[Mapping[str, Any]]) -> list[str]:
 def _summary(manifest: Manifest, splits: Sequence[str]) -> str:
     rows = manifest["counts"]["rows"]
     held = ", ".join(f"{split} {rows[split]:,}" for split in splits) or "none"
-    parents = ", ".join(parent["version"] for parent in manifest["parents"])
+    parents = ", ".join(parent.get("url") or parent["version"] for parent in manifest["parents"])
     made = f"Made by `{manifest['build']}`" + (f" from {parents}" if parents else "") + f" on {manifest['created_at']}."
     return f"# {manifest['version']}: {manifest['kind']}\n\n{_ROWS.get(manifest['kind'], '')} Rows: {held}.\n\n{made}"
 

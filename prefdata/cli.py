@@ -68,9 +68,13 @@ def versions(args: argparse.Namespace) -> int:
     from prefdata import printing, query
     from prefdata import versions as store
 
-    found = store.every(args.root)
+    damaged: list[store.DamagedVersion] = []
+    found = store.every(args.root, damaged=damaged.append)
+    for damage in damaged:
+        print(f"prefdata: warning: not listed: {damage}", file=sys.stderr)
     if not found:
-        print(f"there are no versions in {store.root(args.root)!r} yet", file=sys.stderr)
+        none = "is no version that can be read in" if damaged else "are no versions yet in"
+        print(f"there {none} {store.root(args.root)!r}", file=sys.stderr)
         return SOUND
     columns = ["version", "kind", "build", "parents", "rows", "set_aside", "reference", "tags", "created_at"]
     printing.print_arrow(query.versions_table(found, store.tags(args.root)).select(columns))
@@ -112,7 +116,7 @@ def _facts(version: "Version") -> list[tuple[str, Any]]:
         "kind": version.kind,
         "rows": ", ".join(f"{split} {n}" for split, n in rows.items()) or "none",
         "build": manifest["build"],
-        "parents": [parent["version"] for parent in manifest["parents"]] or None,
+        "parents": version.parents or None,
         "round": manifest["round"],
         "created at": manifest["created_at"],
         "folder": version.url,

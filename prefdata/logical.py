@@ -13,9 +13,11 @@ import pyarrow.compute as pc
 
 from prefdata.errors import UserError
 from schemas import completions, pairs
+from schemas.stats import POSITIVE_LOGP
 
 BASE = {pairs.KIND: pairs.BASE, completions.KIND: completions.BASE}
 REFERENCE = {pairs.KIND: pairs.REFERENCE, completions.KIND: completions.REFERENCE}
+SEGMENT = {pairs.KIND: pairs.SEGMENT}
 SIDES = {pairs.KIND: ("chosen", "rejected"), completions.KIND: ("completion",)}
 
 _LABELS = (
@@ -27,7 +29,8 @@ _LABELS = (
     "segment_end",
     "segment_source_end",
 )
-_LARGEST_LOGP = 1e-4  # a log-prob above 0 by more than rounding is an error
+# of a sum's size; rounding to float32 is 6e-8 of it, adding up in float32 over thousands of tokens some 1e-6
+_SUM_TOLERANCE = 1e-5
 
 
 class LogicalHash:
@@ -70,61 +73,105 @@ def _list_bytes(column: pa.ChunkedArray) -> list[bytes]:
 
 
 def row_problems(kind: str, table: pa.Table) -> list[str]:
-    """What is wrong with a table of rows: schema first, then lengths, then stored log-probs."""
+    """What is wrong with a table of rows: schema first, then lengths and masks, then stored log-probs."""
     if kind not in BASE:
         return [f"unknown kind of rows {kind!r}"]
-    wrong = _schema_problems(BASE[kind], table.schema)
+    wrong = _schema_problems(kind, table.schema) or _null_problems(kind, table)
     if wrong:
         return wrong
-    found = []
-    for name in ("prompt", *SIDES[kind]):
-        found.extend(_token_problems(table, name))
+    table = table.combine_chunks()
+    found = _token_problems(table, "prompt")
     for side in SIDES[kind]:
-        found.extend(_reference_problems(table, side))
+        uncounted = _token_problems(table, side)
+        found += [*uncounted, *_reference_problems(table, side, summed=not uncounted)]
     return found
 
 
-def _schema_problems(expected: pa.Schema, found: pa.Schema) -> list[str]:
-    problems = []
-    for field in expected:
-        index = found.get_field_index(field.name)
-        if index < 0:
-            problems.append(f"column {field.name} is absent")
-        elif found.field(index).type != field.type:
-            problems.append(f"column {field.name} is {found.field(index).type}, expected {field.type}")
+def _schema_problems(kind: str, found: pa.Schema) -> list[str]:
+    problems = [f"column {name} is absent" for name in BASE[kind].names if name not in found.names]
+    for group in (BASE, REFERENCE, SEGMENT):
+        for field in group.get(kind, ()):
+            index = found.get_field_index(field.name)
+            if index >= 0 and found.field(index).type != field.type:
+                problems.append(f"column {field.name} is {found.field(index).type}, expected {field.type}")
     return problems
 
 
+def _null_problems(kind: str, table: pa.Table) -> list[str]:
+    names = [field.name for field in BASE[kind] if not field.nullable]
+    names += [name for name in REFERENCE[kind].names if name in table.column_names]
+    return [f"{name} is null in {nulls} rows" for name in names if (nulls := table[name].null_count)]
+
+
 def _token_problems(table: pa.Table, side: str) -> list[str]:
-    lengths = pc.list_value_length(table[f"{side}_ids"])
-    mask = f"{side}_loss_mask"
-    scored = lengths
-    if mask in table.column_names and table[mask].null_count < table.num_rows:
-        sums = [None if row is None else sum(row) for row in table[mask].to_pylist()]
-        scored = pc.coalesce(pa.array(sums, pa.int32()), lengths.combine_chunks())
-    counted = table[f"{side}_tokens"]
+    ids, mask, counted = table[f"{side}_ids"], f"{side}_loss_mask", table[f"{side}_tokens"]
+    if mask in table.column_names:
+        absent = pc.is_null(table[mask])
+        if not _holds(pc.or_kleene(absent, pc.equal(pc.list_value_length(table[mask]), pc.list_value_length(ids)))):
+            return [f"{mask} is not one value per token of {side}_ids"]
+        if pc.list_flatten(table[mask]).null_count:
+            return [f"{mask} holds nulls"]
     problems = []
-    if not pc.all(pc.equal(scored, counted)).as_py():
+    if not np.array_equal(_per_row(ids, _scored(table, side)), counted.to_numpy()):
         problems.append(f"{side}_tokens is not the number of scored tokens in {side}_ids")
-    if side != "prompt" and pc.min(counted).as_py() is not None and pc.min(counted).as_py() < 1:
+    if side != "prompt" and not _holds(pc.greater_equal(counted, 1)):
         problems.append(f"{side}_tokens is below 1")
     return problems
 
 
-def _reference_problems(table: pa.Table, side: str) -> list[str]:
-    name = f"ref_{side}_token_logps"
-    if name not in table.column_names:
-        return []
+def _reference_problems(table: pa.Table, side: str, *, summed: bool) -> list[str]:
+    """Of the stored log-probs of a side; their sums only if its tokens and mask are sound."""
+    tokens, total = f"ref_{side}_token_logps", f"ref_{side}_logps"
     problems = []
-    lengths = pc.list_value_length(table[f"{side}_ids"])
-    if not pc.all(pc.equal(pc.list_value_length(table[name]), lengths)).as_py():
-        problems.append(f"{name} is not one value per token of {side}_ids")
-    values = table[name].combine_chunks().flatten()
-    if len(values) and not pc.all(pc.is_finite(values)).as_py():
-        problems.append(f"{name} holds values that are not finite")
-    if len(values) and pc.max(values).as_py() > _LARGEST_LOGP:
-        problems.append(f"{name} holds a log-prob above 0")
+    for name in (tokens, total):
+        if name in table.column_names:
+            problems += _logp_problems(name, _values(table[name]), POSITIVE_LOGP if name == tokens else None)
+    if tokens not in table.column_names:
+        return problems
+    ids = table[f"{side}_ids"]
+    if not _holds(pc.equal(pc.list_value_length(table[tokens]), pc.list_value_length(ids))):
+        problems.append(f"{tokens} is not one value per token of {side}_ids")
+    if summed and not problems and total in table.column_names:
+        sums = _per_row(ids, np.where(_scored(table, side), _values(table[tokens]), 0))
+        wrong = np.abs(table[total].to_numpy() - sums) > _SUM_TOLERANCE * np.maximum(1, np.abs(sums))
+        if wrong.any():
+            problems.append(f"{total} is not the sum of {tokens} over the scored tokens in {wrong.sum()} rows")
     return problems
+
+
+def _logp_problems(name: str, values: np.ndarray, largest: float | None) -> list[str]:
+    if not np.isfinite(values).all():
+        return [f"{name} holds values that are not finite"]
+    if largest is not None and (values > largest).any():
+        return [f"{name} holds a log-prob above 0"]
+    return []
+
+
+def _holds(what: pa.ChunkedArray) -> bool:
+    """Whether it is true in every row; a null is not true."""
+    return pc.all(what, skip_nulls=False, min_count=0).as_py() is True
+
+
+def _values(column: pa.ChunkedArray) -> np.ndarray:
+    """All numbers of a column of numbers or of lists of them, in float64; a null is a NaN."""
+    flat = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+    return np.asarray(pc.cast(flat, pa.float64()))
+
+
+def _per_row(lists: pa.ChunkedArray, values: np.ndarray) -> np.ndarray:
+    """Sums of one value per list item, by row."""
+    return np.bincount(pc.list_parent_indices(lists).to_numpy(), values, minlength=len(lists))
+
+
+def _scored(table: pa.Table, side: str) -> np.ndarray:
+    """Which tokens are scored, one row after the other; where a row has no mask, all."""
+    lengths = pc.list_value_length(table[f"{side}_ids"]).to_numpy()
+    scored = np.ones(lengths.sum(), bool)
+    mask = f"{side}_loss_mask"
+    if mask in table.column_names:
+        masked = np.repeat(table[mask].is_valid().to_numpy(), lengths)
+        scored[masked] = pc.list_flatten(table[mask]).to_numpy()
+    return scored
 
 
 def schema_of(kind: str, *extras: pa.Schema) -> pa.Schema:

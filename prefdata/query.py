@@ -34,7 +34,9 @@ VERSIONS = pa.schema(
         required("kind", pa.string(), "what a row is: pairs, completions"),
         required("build", pa.string(), "the rule that made it"),
         required("round", pa.int64(), "regeneration round in the lineage"),
-        required("parents", pa.list_(pa.string()), "versions its rows were made from"),
+        required(
+            "parents", pa.list_(pa.string()), "versions its rows were made from; the URL of one below another root"
+        ),
         required("rows", pa.int64(), "rows of all splits"),
         required("train_rows", pa.int64(), "rows to train on"),
         required("test_rows", pa.int64(), "rows held out"),
@@ -234,7 +236,7 @@ def _line(version: Version, tags: list[str]) -> dict[str, Any]:
         "kind": version.kind,
         "build": manifest["build"],
         "round": manifest["round"],
-        "parents": [parent["version"] for parent in manifest["parents"]],
+        "parents": version.parents,
         "rows": sum(counts["rows"].values()),
         "train_rows": counts["rows"].get("train", 0),
         "test_rows": counts["rows"].get("test", 0),

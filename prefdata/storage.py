@@ -8,6 +8,7 @@ import errno
 import hashlib
 import os
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from prefdata.errors import UserError
 
 _TEMPORARY = ".tmp-"
+_LOCK = ".tmp-lock-"
+_LOCK_PATIENCE_S = 30.0  # a lock is held for the time of a rename
 
 
 class Storage:
@@ -64,7 +67,10 @@ class Storage:
             raise
 
     def create(self, name: str, data: bytes) -> bool:
-        """Write a file only if there is none: True for the one caller that made it, whole; False for all others."""
+        """Write a file only if there is none: True for the one caller that made it, whole; False for all others.
+
+        An object store that loses its answer and is asked again may say False to the caller that made it.
+        """
         if not self.local:
             try:
                 self.fs.pipe_file(self.path(name), data, mode="create")
@@ -75,21 +81,25 @@ class Storage:
             return False
         temporary = self._write_temporary(name, data)
         try:
-            os.link(temporary, self.path(name))  # fails if the name is taken, unlike a rename
-        except FileExistsError:
-            return False
+            return _name_once(temporary, self.path(name))
         finally:
             _unlink(temporary)
-        return True
 
     def exists(self, name: str) -> bool:
         """Whether there is a file or folder of that name, as it is now (listings are not cached)."""
         self.fs.invalidate_cache()
         return bool(self.fs.exists(self.path(name)))
 
-    def size(self, name: str) -> int:
-        """Bytes of a file."""
-        return int(self.fs.size(self.path(name)))
+    def probe(self) -> None:
+        """UserError if a file can't be made and removed here, for whatever reason there is."""
+        name = f"{_TEMPORARY}{secrets.token_hex(8)}"
+        try:
+            self.write(name, b"")
+            self.remove(name)
+        except UserError:
+            raise
+        except Exception as problem:  # each object store has errors of its own
+            raise UserError(f"cannot write into {self.url} ({problem}): {_ELSEWHERE}") from problem
 
     def folders(self, name: str = "") -> list[str]:
         """Names of the folders directly below, sorted; none if the folder is absent."""
@@ -124,7 +134,7 @@ class Storage:
 
     def _write_temporary(self, name: str, data: bytes) -> str:
         folder = os.path.dirname(self.path(name))
-        with _in_words(folder, "make"):
+        with _in_words(folder, "make", lasting=_LASTING | {errno.ENOENT}):  # as below /proc
             os.makedirs(folder, exist_ok=True)
         temporary = f"{folder}/{_TEMPORARY}{secrets.token_hex(8)}"
         try:
@@ -144,21 +154,73 @@ def sha256(data: bytes) -> str:
 
 
 # a wrong or forbidden place stays so; any other OSError (a full disk, a network) may pass, and is left as it is
-_LASTING = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
+_LASTING = frozenset({errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST})
+_ELSEWHERE = "choose another place for data with --root or PREFDATA_ROOT"
 
 
 @contextmanager
-def _in_words(path: str, act: str, *, but: type[OSError] | None = None) -> Iterator[None]:
-    """An OSError that says the place itself is wrong, as a sentence; FileNotFoundError and `but` pass."""
+def _in_words(
+    path: str, act: str, *, but: type[OSError] | None = None, lasting: frozenset[int] = _LASTING
+) -> Iterator[None]:
+    """An OSError that says the place itself is wrong, as a sentence; all others and `but` pass."""
     try:
         yield
     except OSError as problem:
-        if problem.errno not in _LASTING or (but is not None and isinstance(problem, but)):
+        if problem.errno not in lasting or (but is not None and isinstance(problem, but)):
             raise
-        why = os.strerror(problem.errno).lower()
-        raise UserError(
-            f"cannot {act} {path} ({why}): choose another place for data with --root or PREFDATA_ROOT"
-        ) from problem
+        why = os.strerror(problem.errno or 0).lower()
+        raise UserError(f"cannot {act} {path} ({why}): {_ELSEWHERE}") from problem
+
+
+_NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS}
+
+
+def _name_once(temporary: str, path: str) -> bool:
+    """Give a finished file its name unless the name is taken: True for one caller."""
+    try:
+        os.link(temporary, path)  # fails if the name is taken, unlike a rename
+    except FileExistsError:
+        return False
+    except OSError as problem:
+        if problem.errno not in _NO_LINKS:
+            raise
+        return _name_once_locked(temporary, path)
+    return True
+
+
+def _name_once_locked(temporary: str, path: str) -> bool:
+    """The same where there are no hard links (exFAT, some network and FUSE mounts).
+
+    An exclusive create of a lock lets one caller at a time look whether the name is taken, and rename. A lock is never
+    broken, for its holder might only be slow: one that a killed process left is for the user to remove.
+    """
+    folder, name = os.path.split(path)
+    with _locked(f"{folder}/{_LOCK}{name}"):
+        if os.path.exists(path):
+            return False
+        os.rename(temporary, path)
+        return True
+
+
+@contextmanager
+def _locked(lock: str) -> Iterator[None]:
+    deadline = time.monotonic() + _LOCK_PATIENCE_S
+    while not _made(lock):
+        if time.monotonic() > deadline:
+            raise UserError(f"{lock} was left by a process that was killed: remove it once nothing writes there")
+        time.sleep(0.01)
+    try:
+        yield
+    finally:
+        _unlink(lock)
+
+
+def _made(lock: str) -> bool:
+    try:
+        os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    return True
 
 
 def _protocols(fs: Any) -> tuple[str, ...]:

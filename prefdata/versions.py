@@ -5,22 +5,23 @@ folder, and the manifest is written last: a folder without a manifest is no vers
 """
 
 import json
+import logging
 import os
 import re
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefdata import counts, logical
+from prefdata import counts, logical, manifests
 from prefdata.errors import UserError
 from prefdata.storage import Storage, sha256
 from schemas.ledger import LEDGER
-from schemas.manifest import FORMAT, FileEntry, Manifest
+from schemas.manifest import FORMAT, FileEntry, Manifest, Parent
 
 MANIFEST = "manifest.json"
 CLAIM = "claim"
@@ -28,10 +29,11 @@ ROWS_PER_FILE = 8192
 SPLITS = ("train", "test")
 
 _NUMBERED = re.compile(r"v([1-9][0-9]*)")
+_log = logging.getLogger(__name__)
 
 
 class DamagedVersion(UserError):
-    """A file of a version is not what its manifest says."""
+    """A manifest that can't be read, or a file of a version that is not what its manifest says."""
 
 
 class Version:
@@ -51,6 +53,7 @@ class Version:
 
     @property
     def root(self) -> str:
+        """The folder or URL that its folder stands in."""
         return self.url.rsplit("/", 1)[0]
 
     @property
@@ -60,6 +63,11 @@ class Version:
     @property
     def logical_hash(self) -> str:
         return self.manifest["logical_hash"]
+
+    @property
+    def parents(self) -> list[str]:
+        """What `find` opens its parents by: vN, or the URL of one that stands below another root."""
+        return [parent.get("url") or parent["version"] for parent in self.manifest["parents"]]
 
     @property
     def splits(self) -> list[str]:
@@ -133,11 +141,31 @@ def numbers(storage: Storage) -> list[int]:
     return sorted(int(match[1]) for name in storage.folders() if (match := _NUMBERED.fullmatch(name)))
 
 
-def every(given_root: str | None = None) -> list[Version]:
-    """All whole versions below a root, by number."""
+def writable(given_root: str | None = None) -> None:
+    """UserError unless files can be made below a root: asked before a model is loaded, not after hours of work."""
+    Storage(root(given_root)).probe()
+
+
+def _warn(damage: DamagedVersion) -> None:
+    _log.warning("passed over: %s", damage)
+
+
+def every(given_root: str | None = None, *, damaged: Callable[[DamagedVersion], None] = _warn) -> list[Version]:
+    """All whole versions below a root, by number.
+
+    One damaged version must not stop work on the others: `damaged` hears of each that is passed over.
+    """
     storage = Storage(root(given_root))
-    found = (_open(storage.at(f"v{number}")) for number in numbers(storage))
-    return [version for version in found if version is not None]
+    found = []
+    for number in numbers(storage):
+        try:
+            version = _open_numbered(storage, f"v{number}")
+        except DamagedVersion as damage:
+            damaged(damage)
+            continue
+        if version is not None:
+            found.append(version)
+    return found
 
 
 def find(ref: str, *, root: str | None = None, kinds: Sequence[str] | None = None) -> Version:
@@ -163,17 +191,35 @@ def tags(given_root: str | None = None) -> dict[str, str]:
     return {name: storage.read(name).decode().strip() for name in storage.names()}
 
 
+def parent_entry(parent: Version, given_root: str | None = None) -> Parent:
+    """How the manifest of a version below a root names its parent: with its URL if that stands anywhere else."""
+    entry: Parent = {"version": parent.name, "logical_hash": parent.logical_hash}
+    if parent.url != Storage(root(given_root)).at(parent.name).url:
+        entry["url"] = parent.url
+    return entry
+
+
 def _open(storage: Storage) -> Version | None:
     try:
         manifest = json.loads(storage.read(MANIFEST))
     except FileNotFoundError:
         return None
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise DamagedVersion(f"{storage.url}/{MANIFEST} can't be read as JSON: {problem}") from problem
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
-        raise UserError(f"{storage.url} has format {found!r}; this prefdata reads {FORMAT!r}")
+    if wrong := manifests.problem(manifest):
+        raise DamagedVersion(f"{storage.url}/{MANIFEST} can't be read as a manifest: {wrong}")
     return Version(storage, cast(Manifest, manifest))
+
+
+def _open_numbered(storage: Storage, name: str) -> Version | None:
+    """The version vN below a root. A copy of another version is none of the root's: `v1` would stand there twice."""
+    version = _open(storage.at(name))
+    if version is not None and version.name != name:
+        raise DamagedVersion(
+            f"{version.url} holds a manifest of {version.name}, as a copied folder does; "
+            f"move it out of {storage.url} and open it by its path"
+        )
+    return version
 
 
 def _latest(where: str, kinds: Sequence[str] | None) -> Version:
@@ -190,17 +236,18 @@ def _named(ref: str, where: str) -> Version:
         if version is None:
             raise UserError(f"{ref!r} is not a version: it has no {MANIFEST}")
         return version
-    storage = Storage(where)
-    name = ref if _NUMBERED.fullmatch(ref) else tags(where).get(ref, ref)
-    version = _open(storage.at(name)) if _NUMBERED.fullmatch(name) else None
+    name = ref if _NUMBERED.fullmatch(ref) else tags(where).get(ref)
+    version = _open_numbered(Storage(where), name) if name and _NUMBERED.fullmatch(name) else None
     if version is None:
-        raise UserError(_absent(ref, where))
+        raise UserError(_absent(ref, name, where))
     return version
 
 
-def _absent(ref: str, where: str) -> str:
+def _absent(ref: str, name: str | None, where: str) -> str:
     names = [version.name for version in every(where)]
     listed = ", ".join(names[-12:]) if names else "none yet"
+    if name not in (None, ref):
+        return f"the tag {ref!r} names {name!r}, which is not in {where!r}; versions there: {listed}"
     return f"there is no version or tag {ref!r} in {where!r}; versions there: {listed}"
 
 
@@ -254,10 +301,6 @@ class Staging:
         self._tally.add(table)
         self._put("ledger", table)
 
-    def paths(self, folder: str) -> list[str]:
-        """Full paths of the staged files of a folder, for statistics; call `flush` first."""
-        return [f"{self.storage.url}/{entry['path']}" for entry in self.files if entry["path"].startswith(f"{folder}/")]
-
     def flush(self) -> None:
         """Write what is still pending."""
         for folder in list(self._pending):
@@ -292,7 +335,10 @@ class Staging:
     def publish(self, manifest: Manifest) -> Version:
         """Write the manifest: from here on the version exists."""
         data = json.dumps(manifest, ensure_ascii=False, indent=2).encode()
-        if not self.storage.create(MANIFEST, data):
+        if wrong := manifests.problem(json.loads(data)):
+            raise ValueError(f"no reader would open this manifest: {wrong}")
+        # an object store whose answer was lost and that is asked again refuses what the first request wrote
+        if not self.storage.create(MANIFEST, data) and self.storage.read(MANIFEST) != data:
             raise UserError(f"{self.storage.url} was published by another process meanwhile; nothing was changed")
         self.published = True
         return Version(self.storage, manifest)
@@ -336,11 +382,13 @@ def _claim(storage: Storage, build_key: str) -> int:
 
 
 def _discard(storage: Storage) -> None:
-    """Remove what was staged of a version that was not published.
+    """Remove what was staged of a version that was not published; nothing where there is a manifest.
 
+    The manifest alone decides, for whoever publishes can be stopped after writing it and before knowing that it did.
     The claim stays: were it removed, another publisher could take the number while files still vanish around it.
     """
-    for name in list(storage.walk()):
+    names = list(storage.walk())
+    for name in names if MANIFEST not in names else []:
         if name != CLAIM:
             storage.remove(name)
 

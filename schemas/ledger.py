@@ -17,7 +17,9 @@ LEDGER = pa.schema(
         ),
         required("status", pa.string(), "kept: at least one row was made from it; set_aside: none"),
         required(
-            "stage", pa.string(), "last stage the row reached: read, format, gate, tokens, split, select, generate, reference, publish"
+            "stage",
+            pa.string(),
+            "last stage the row reached: read, format, gate, tokens, split, select, generate, reference, publish",
         ),
         column("reason", pa.string(), "one word for why it was set aside; null when kept"),
         column("detail", pa.string(), "what was found, for a person to read"),

@@ -22,6 +22,7 @@ class Parent(TypedDict):
 
     version: str
     logical_hash: str
+    url: NotRequired[str]  # its folder or URL, where that is not below the root of the version made from it
 
 
 class StageCount(TypedDict):

@@ -50,7 +50,11 @@ BASE = pa.schema(
         column("rejected_score", pa.float64(), "score of rejected in the scorer's own unit; null: none given"),
         column("margin", pa.float64(), "chosen_score - rejected_score; null: none given"),
         column("preference", pa.float64(), "probability that chosen is better, in [0, 1]; null: 1"),
-        required("method", pa.string(), "how the pair came about: human, segment, suffix, full, ..."),
+        required(
+            "method",
+            pa.string(),
+            "how the pair came about: human, or the regeneration rule (segment, suffix, full, paper)",
+        ),
         required("source", pa.string(), "name of the source the prompt came from"),
         column("license", pa.string(), "licence of that source, as stated there; null: not stated"),
     ]

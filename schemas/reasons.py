@@ -42,6 +42,7 @@ REASONS: dict[str, str] = {
     "prompt_in_test": "the prompt is in the test split too",
     # generation
     "duplicate_answer": "another row has the same prompt and good answer and stands for both",
+    "chosen_not_preferred": "the preference probability says that chosen is more likely the worse side",
     "segment_unchanged": "every redraw of the segment gave back the original tokens",
     "nothing_to_regenerate": "the answer has no content token to regenerate",
     "not_finite": "the reference gave a log-prob that is not finite",

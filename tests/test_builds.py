@@ -13,6 +13,7 @@ from prefdata.builds import add_reference, ingest, sapo_negatives
 from prefdata.builds.job import Outcome, Stage, Unit, run
 from prefdata.errors import UserError
 from prefdata.identity import tokens_id
+from prefdata.tokens import Renderer
 from prefdata.work import Work
 from tests import tiny_world
 
@@ -360,3 +361,74 @@ def test_units_do_not_depend_on_where_they_run(built: Path) -> None:
     stored = job.work.load(units[1].key)
     assert stored is not None
     assert again["draws"] == pa.table(stored["draws"])
+
+
+def test_other_text_with_the_same_tokens_has_the_same_log_probs(tmp_path: Path, model: str) -> None:
+    root = tmp_path / "data"
+    for name, gap in (("one", " "), ("two", "  ")):
+        lines = [json.dumps({"prompt": f"w{n}{gap}w2", "chosen": "w3 w4", "rejected": "w5"}) for n in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+        do_ingest(tmp_path / f"{name}.jsonl", model, root, test_fraction=0.0)
+    first, second = (
+        run(add_reference.AddReference(add_reference.Options(source=source), str(root))) for source in ("v1", "v2")
+    )
+    assert (second.computed, second.reused) == (0, 1)
+    columns = ["ref_chosen_logps", "ref_rejected_token_logps"]
+    assert second.version.table("train", columns) == first.version.table("train", columns)
+    assert second.version.table("train", ["row_id"]) != first.version.table("train", ["row_id"])
+
+
+def test_the_next_round_is_the_next_of_the_whole_lineage(built: Path, tmp_path: Path) -> None:
+    """Another branch of the same ancestor has drawn round 1 already, so the latest version's next round is 2."""
+    root = copy_of(built, tmp_path, "v1", "v3")
+    added = run(add_reference.AddReference(add_reference.Options(source="v1"), str(root))).version
+    assert (added.name, added.manifest["round"]) == ("v4", 0)
+    second = sapo(root, source="latest")
+    assert second.version.manifest["parents"][0]["version"] == "v4"
+    assert second.version.manifest["round"] == 2
+    assert second.version.logical_hash != versions.find("v3", root=str(root)).logical_hash
+    assert sapo(root, source="v1").version.name == "v3"  # asked for by name, it is what exists
+
+
+def masked_parent(tmp_path: Path, model: str, **changes: Any) -> Path:
+    rows = tiny_world.pair_rows(12, masked=True)
+    for row in rows:
+        row |= changes
+    tokenizer = {**Renderer.load(model).fingerprint, "max_length": 96}
+    tiny_world.publish(tmp_path / "data", {"train": tiny_world.table(rows)}, model, tokenizer=tokenizer)
+    return tmp_path / "data"
+
+
+def test_a_loss_mask_covers_both_sides_alike(tmp_path: Path, model: str) -> None:
+    version = sapo(masked_parent(tmp_path, model), model=model).version
+    assert versions.verify(version) == []
+    for row in all_rows(version):
+        chosen, rejected = row["chosen_loss_mask"], row["rejected_loss_mask"]
+        start, end, rest = row["segment_start"], row["segment_end"], row["segment_source_end"]
+        assert rejected[:start] == chosen[:start]
+        assert all(rejected[start:end])
+        assert rejected[end:] == ([] if row["ended_early"] else chosen[rest:])
+        assert row["rejected_tokens"] == sum(rejected)
+
+
+def test_a_chosen_side_that_is_not_preferred_is_no_good_answer(tmp_path: Path, model: str) -> None:
+    root = masked_parent(tmp_path, model, preference=0.1)
+    with pytest.raises(UserError, match="chosen_not_preferred 12"):
+        sapo(root, model=model)
+
+
+def test_a_model_that_is_gone_is_asked_for(tmp_path: Path) -> None:
+    import shutil
+
+    model = tiny_world.save_model(tmp_path / "model", positions=96)
+    do_ingest(write_pairs(tmp_path / "pairs.jsonl", 8), model, tmp_path / "data")
+    shutil.move(model, tmp_path / "moved")
+    with pytest.raises(UserError, match="--model"):
+        sapo(tmp_path / "data")
+    assert sapo(tmp_path / "data", model=str(tmp_path / "moved")).published
+
+
+def test_a_model_that_takes_fewer_tokens_is_refused_before_it_is_loaded(built: Path, tmp_path: Path) -> None:
+    short = tiny_world.save_model(tmp_path / "short", positions=32)
+    with pytest.raises(UserError, match="takes 32 tokens"):
+        sapo(built, model=short)

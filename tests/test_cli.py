@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -55,7 +56,7 @@ def test_versions_are_listed(run):
 def test_no_versions_is_said_and_is_no_error(run):
     status, out, err = run("versions", "--root", "elsewhere")
     assert (status, out) == (0, "")
-    assert "no versions in 'elsewhere'" in err
+    assert "no versions yet in 'elsewhere'" in err
 
 
 @pytest.mark.parametrize("argv", [("--root", "{root}", "versions"), ("versions", "--root", "{root}")])
@@ -104,6 +105,45 @@ def test_verify_goes_on_after_a_manifest_that_cannot_be_read(run, root):
     assert status == 1
     assert "v1/manifest.json" in out
     assert "v2: sound" in out
+
+
+def test_a_damaged_version_is_said_where_the_others_are_listed(run, root):
+    Storage(root).write("v1/manifest.json", b"{}")
+    status, out, err = run("versions")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["version", "v2"]
+    assert err.startswith("prefdata: warning: not listed: ")
+    assert "v1/manifest.json" in err
+    Storage(root).write("v2/manifest.json", b"{}")
+    status, out, err = run("versions")
+    assert (status, out) == (0, "")
+    assert "no version that can be read" in err
+
+
+@pytest.mark.parametrize("content", [b"[]", b'{"format": "prefdata/99"}', b'{"format": "prefdata/1", "version": "v1"}'])
+def test_verify_finds_what_is_no_manifest(content, run, root):
+    Storage(root).write("v1/manifest.json", content)
+    status, out, err = run("verify", "--all")
+    assert (status, err) == (1, "")
+    assert out.startswith("v1: 1 problem\n")
+    assert "v1/manifest.json" in out
+    assert "v2: sound" in out
+
+
+def test_verify_finds_a_copied_folder(run, root):
+    shutil.copytree(f"{root}/v1", f"{root}/v9")
+    status, out, _ = run("verify", "--all")
+    assert status == 1
+    assert "v9: 1 problem" in out
+    assert run("verify", f"{root}/v9")[0] == 0
+    assert [line.split()[0] for line in run("versions")[1].splitlines()] == ["version", "v1", "v2"]
+
+
+def test_a_parent_below_another_root_is_shown_by_its_url(run, root):
+    parent = {"version": "v1", "logical_hash": "x", "url": "s3://elsewhere/v1"}
+    publish(root, parents=[parent, {"version": "v2", "logical_hash": "y"}])
+    assert "s3://elsewhere/v1, v2" in run("show", "v3")[1].replace('"', "")
+    assert "s3://elsewhere/v1" in run("versions")[1]
 
 
 def test_verify_passes_over_what_was_never_published(run, root):
@@ -256,7 +296,7 @@ def test_a_reader_that_leaves_early_is_no_error(root):
 
 
 def test_an_interrupt_is_quiet(run, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("prefdata.versions.every", interrupted)

@@ -109,6 +109,42 @@ def test_from_files_to_a_served_run_by_bare_name(home: Path, model: str, tmp_pat
     assert [version.manifest["parents"][0]["version"] for version in found[1:]] == ["v1", "v2"]
 
 
+@pytest.mark.slow
+def test_what_only_the_flow_finds_is_one_sentence_too(home: Path, model: str, tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl").write_text('{"prompt": "w1", "chosen": "w2", "rejected": "w2"}\n')
+    ended = flow(
+        home, "flows.ingest", str(tmp_path / "pairs.jsonl"), "--model", model, "--root", str(tmp_path / "data")
+    )
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr + ended.stdout
+    said = "ingest: nothing was published: all 1 rows were set aside (identical_sides 1)"
+    assert said in ended.stderr.splitlines()
+    assert versions.every(str(tmp_path / "data")) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("flows.ingest", "nosuch.jsonl", "--model", "MODEL"), "nosuch.jsonl"),
+        (("flows.ingest", "PAIRS", "--model", "/no/such/model"), "/no/such/model"),
+        (("flows.ingest", "PAIRS", "--model", "MODEL", "--max-length", "500"), "500"),
+        (("flows.ingest", "PAIRS", "--model", "MODEL", "--format", "nosuch"), "nosuch"),
+        (("flows.build_sapo_negatives", "v99"), "v99"),
+        (("flows.add_reference",), "no version"),
+    ],
+)
+def test_bad_input_is_refused_before_prefect_starts(
+    home: Path, model: str, tmp_path: Path, arguments: tuple[str, ...], said: str
+) -> None:
+    source = write_pairs(tmp_path / "pairs.jsonl", 3)
+    given = [{"MODEL": model, "PAIRS": str(source)}.get(argument, argument) for argument in arguments]
+    ended = flow(home, *given, "--root", str(tmp_path / "data"))
+    assert ended.returncode == 2
+    assert said in ended.stderr
+    assert len(ended.stderr.strip().splitlines()) == 1
+    assert "server" not in ended.stdout
+
+
 @contextmanager
 def server(home: Path) -> Iterator[str]:
     with socket.socket() as free:

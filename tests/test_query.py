@@ -38,9 +38,22 @@ def test_versions_say_what_the_manifests_say(root):
 
 
 def test_bytes_are_those_of_the_files(root):
-    on_disk = sum(Storage(f"{root}/v1").size(path) for path in Storage(f"{root}/v1").walk())
-    extra = sum(Storage(f"{root}/v1").size(path) for path in ("claim", "manifest.json"))
-    assert answer("select bytes from versions where version = 'v1'", root) == [(on_disk - extra,)]
+    storage = Storage(f"{root}/v1")
+    files = set(storage.walk()) - {"claim", "manifest.json"}
+    on_disk = sum(len(storage.read(path)) for path in files)
+    assert answer("select bytes from versions where version = 'v1'", root) == [(on_disk,)]
+
+
+def test_a_parent_below_another_root_is_named_by_its_url(root):
+    publish(root, parents=[{"version": "v1", "logical_hash": "x", "url": "s3://elsewhere/v1"}])
+    assert answer("select parents from versions where version = 'v4'", root) == [(["s3://elsewhere/v1"],)]
+
+
+def test_a_manifest_that_cannot_be_read_does_not_stop_queries_about_others(root):
+    Storage(root).write("v2/manifest.json", b"{}")
+    assert answer("select version from versions", root) == [("v1",), ("v3",)]
+    with pytest.raises(UserError, match=r"v2/manifest\.json"):
+        query.sql("from v2", root)
 
 
 def test_tags_stand_beside_their_version(root):

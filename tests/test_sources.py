@@ -602,10 +602,16 @@ def test_a_split_can_be_stated(tmp_path):
     ("path", "split"),
     [
         ("train.jsonl", "train"),
-        ("kto_train.json", "train"),
+        ("Train.jsonl.gz", "train"),
         ("validation-00000-of-00002.parquet", "test"),
+        ("train-00000-of-00001-a09b74b3ef9c3b56.parquet", "train"),
+        ("valid_0.jsonl", "test"),
         ("dev/x.jsonl", "test"),
         ("data/eval/train.jsonl", "train"),
+        ("data/train/my-eval-pairs.jsonl", "train"),
+        ("my-eval-pairs.jsonl", None),
+        ("kto_train.json", None),
+        ("eval-of-pairs.jsonl", None),
         ("train_test.jsonl", None),
         ("contest.jsonl", None),
         ("test_foo/x.jsonl", None),
@@ -613,6 +619,11 @@ def test_a_split_can_be_stated(tmp_path):
 )
 def test_splits_come_from_the_names_of_the_source(path, split):
     assert split_of_path(path) == split
+
+
+@pytest.mark.parametrize(("name", "split"), [("train_prefs", "train"), ("test_sft", "test"), ("all", None)])
+def test_a_data_sets_own_split_may_say_more_than_its_kind(name, split):
+    assert hub.HubSplit([PAIR], "someone/fruit", name, "abc", None, False).split == split
 
 
 @pytest.mark.parametrize("name", ["nowhere.jsonl", "./nowhere", "/nowhere/at/all", "nowhere/*.jsonl", "a/b/c"])
@@ -659,6 +670,44 @@ def test_a_data_set_folder_is_read_through_its_card(tmp_path):
     assert reading.sources[0]["name"] == "fruit"
     assert reading.sources[0]["rows"] == 2
     assert "no split nope" in refusal(str(tmp_path / "fruit"), hub_splits=["nope"])
+
+
+def test_damage_to_a_data_set_is_refused_when_it_is_stamped(tmp_path):
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: rows/a.parquet\n---\n"
+    write(tmp_path / "fruit/README.md", card)
+    stored = bytearray(as_parquet(ROWS * 400))
+    stored[len(stored) // 3 : len(stored) // 3 + 2000] = bytes(2000)
+    write(tmp_path / "fruit/rows/a.parquet", bytes(stored))
+    reading = sources.read(str(tmp_path / "fruit"))  # its first rows are sound
+    for act in (reading.stamps, lambda: list(reading)):
+        with pytest.raises(UserError, match="fruit/train cannot be read") as refused:
+            act()
+        assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_out_of_reach_is_refused_when_it_is_stamped(tmp_path):
+    path = write(tmp_path / "x.jsonl", lines(PAIR))
+    reading = sources.read(path)
+    Path(path).unlink()
+    with pytest.raises(UserError, match=r"x\.jsonl cannot be read \(FileNotFoundError"):
+        reading.stamps()
+
+
+@pytest.mark.parametrize("asked", [{"hub_config": "de"}, {"hub_revision": "main"}, {"hub_splits": ["train"]}])
+def test_what_only_a_data_set_can_be_asked_is_not_ignored(asked, tmp_path):
+    assert "Leave it out" in refusal(write(tmp_path / "x.jsonl", lines(PAIR)), **asked)
+
+
+def test_one_of_several_configurations_must_be_named(tmp_path):
+    entries = "".join(f"- config_name: {name}\n  data_files: {name}.jsonl\n" for name in ("de", "en"))
+    write(tmp_path / "fruit/README.md", f"---\nconfigs:\n{entries}---\n")
+    for name in ("de", "en"):
+        write(tmp_path / f"fruit/{name}.jsonl", lines({**PAIR, "prompt": name}))
+    folder = str(tmp_path / "fruit")
+    assert "['de', 'en']" in refusal(folder)
+    ((_, record),) = sources.read(folder, hub_config="en")
+    assert record.prompt[0].content == "en"
+    assert "no revision 'main'" in refusal(folder, hub_config="en", hub_revision="main")
 
 
 def test_a_folder_saved_by_datasets_is_read(tmp_path):

@@ -2,7 +2,10 @@
 
 import json
 import multiprocessing
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +13,7 @@ import pytest
 
 from prefdata import logical, versions
 from prefdata.errors import UserError
+from prefdata.storage import Storage
 from prefdata.versions import DamagedVersion, ledger_lines
 from schemas import pairs
 from tests import tiny_world
@@ -81,6 +85,50 @@ def test_a_version_is_never_written_over(tmp_path: Path) -> None:
         (tmp_path / "v1" / "manifest.json").write_text("{}")
         with pytest.raises(UserError, match="another process"):
             staging.publish(staging.manifest(STAGES, fields()))
+        staged = sorted(staging.storage.walk())
+    assert sorted(staging.storage.walk()) == staged  # they may be those of the version that is there
+    assert (tmp_path / "v1" / "manifest.json").read_text() == "{}"
+
+
+def test_a_manifest_that_was_written_though_the_answer_was_lost_is_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Storage.create
+
+    def create_twice(storage: Storage, name: str, data: bytes) -> bool:
+        """As an object store's client does that asks again after its first request was carried out unheard."""
+        made = create(storage, name, data)
+        return create(storage, name, data) if name == versions.MANIFEST else made
+
+    monkeypatch.setattr(Storage, "create", create_twice)
+    version = publish(tmp_path)
+    assert versions.verify(version) == []
+    assert [version.name for version in versions.every(str(tmp_path))] == ["v1"]
+
+
+def test_an_interrupt_right_after_the_manifest_leaves_the_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = Storage.create
+
+    def interrupted(storage: Storage, name: str, data: bytes) -> bool:
+        made = create(storage, name, data)
+        if name == versions.MANIFEST:
+            raise KeyboardInterrupt
+        return made
+
+    monkeypatch.setattr(Storage, "create", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish(tmp_path)
+    assert versions.verify(versions.find("v1", root=str(tmp_path))) == []
+
+
+def test_a_manifest_that_no_reader_would_open_is_not_written(tmp_path: Path) -> None:
+    with stage(tmp_path, tiny_world.table(tiny_world.pair_rows(3))) as staging:
+        staging.flush()
+        with pytest.raises(ValueError, match="round is of type str"):
+            staging.publish(staging.manifest(STAGES, fields() | {"round": "1"}))
+    assert versions.every(str(tmp_path)) == []
 
 
 def _publish_one(root: str, seed: int) -> str:
@@ -132,6 +180,14 @@ def test_a_version_is_found(tmp_path: Path, name: str) -> None:
     assert versions.find(ref, root=str(tmp_path)).logical_hash == second.logical_hash
 
 
+def test_a_tag_that_names_an_absent_version_says_which(tmp_path: Path) -> None:
+    publish(tmp_path)
+    (tmp_path / "tags").mkdir()
+    (tmp_path / "tags" / "best").write_text("v7\n")
+    with pytest.raises(UserError, match=r"the tag 'best' names 'v7'.*versions there: v1"):
+        versions.find("best", root=str(tmp_path))
+
+
 @pytest.mark.parametrize("ref", ["v9", "nosuch", "latest", "./nowhere"])
 def test_an_absent_version_is_a_sentence(tmp_path: Path, ref: str) -> None:
     with pytest.raises(UserError) as refused:
@@ -172,6 +228,68 @@ def test_verify_finds_files_that_do_not_belong(tmp_path: Path) -> None:
     version = publish(tmp_path)
     (tmp_path / "v1" / "train" / "extra.parquet").write_bytes(b"x")
     assert versions.verify(version) == ["train/extra.parquet: not in the manifest"]
+
+
+def _publish_logps(root: Path, change: Callable[[dict[str, Any]], None], **extra: pa.DataType) -> versions.Version:
+    """A version of masked and unmasked rows with -1.5 nats per token, the first one changed."""
+    rows = tiny_world.pair_rows(3) + tiny_world.pair_rows(2, seed=1, masked=True)
+    for row in rows:
+        for side in ("chosen", "rejected"):
+            row[f"ref_{side}_token_logps"] = [-1.5] * len(row[f"{side}_ids"])
+            row[f"ref_{side}_logps"] = -1.5 * row[f"{side}_tokens"]
+    change(rows[-1])
+    schema = pa.unify_schemas([pairs.BASE, pairs.REFERENCE])
+    for name, type_ in extra.items():
+        schema = schema.remove(schema.get_field_index(name)) if name in schema.names else schema
+        schema = schema.append(pa.field(name, type_))
+    with versions.Staging(str(root), schema, "key") as staging:
+        staging.add("train", pa.Table.from_pylist(rows, schema=schema))
+        names = [row["row_id"] for row in rows]
+        staging.ledger(ledger_lines({"row_id": n, "status": "kept", "stage": "publish", "made": [n]} for n in names))
+        staging.flush()
+        return staging.publish(staging.manifest(STAGES, fields()))
+
+
+def test_sound_log_probs_are_found_sound(tmp_path: Path) -> None:
+    assert versions.verify(_publish_logps(tmp_path, lambda row: None)) == []
+
+
+BAD_LOGPS = {
+    "no log-probs": ({"ref_chosen_token_logps": None}, "ref_chosen_token_logps is null in 1 row"),
+    "no sum": ({"ref_rejected_logps": None}, "ref_rejected_logps is null in 1 row"),
+    "one is null": ({"ref_chosen_token_logps": lambda old: [None, *old[1:]]}, "not finite"),
+    "too few": ({"ref_chosen_token_logps": lambda old: old[1:]}, "not one value per token"),
+    "above 0": ({"ref_chosen_token_logps": lambda old: [0.5, *old[1:]]}, "above 0"),
+    "sum not finite": ({"ref_chosen_logps": float("-inf")}, "ref_chosen_logps holds values that are not finite"),
+    "sum of all tokens": ({"ref_chosen_logps": lambda old: old - 1.5}, "ref_chosen_logps is not the sum"),
+    "sum off by rounding to half": (
+        {"ref_rejected_logps": lambda old: old * 1.001},
+        "ref_rejected_logps is not the sum",
+    ),
+    "mask too short": ({"chosen_loss_mask": lambda old: old[:-1]}, "chosen_loss_mask is not one value per token"),
+    "mask holds a null": ({"chosen_loss_mask": lambda old: [None, *old[1:]]}, "chosen_loss_mask holds nulls"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LOGPS)
+def test_verify_checks_log_probs_against_tokens_and_masks(tmp_path: Path, name: str) -> None:
+    changes, said = BAD_LOGPS[name]
+
+    def change(row: dict[str, Any]) -> None:
+        row |= {column: new(row[column]) if callable(new) else new for column, new in changes.items()}
+
+    (problem,) = versions.verify(_publish_logps(tmp_path, change))
+    assert said in problem
+
+
+@pytest.mark.parametrize(
+    ("column", "type_"), [("ref_chosen_logps", pa.float64()), ("segment_start", pa.int64()), ("ended_early", pa.int8())]
+)
+def test_verify_checks_the_types_of_columns_that_need_not_be_there(
+    tmp_path: Path, column: str, type_: pa.DataType
+) -> None:
+    (problem,) = versions.verify(_publish_logps(tmp_path, lambda row: None, **{column: type_}))
+    assert f"column {column} is {type_}, expected" in problem
 
 
 def _forge(root: Path, change: object) -> versions.Version:
@@ -218,3 +336,91 @@ def test_a_folder_named_like_a_version_is_none_without_a_manifest(tmp_path: Path
     (tmp_path / "v7").mkdir()
     assert versions.every(str(tmp_path)) == []
     assert publish(tmp_path).name == "v8"
+
+
+REQUIRED = [
+    "version",
+    "kind",
+    "build",
+    "build_key",
+    "parents",
+    "tokenizer",
+    "reference",
+    "counts",
+    "files",
+    "created_at",
+]
+
+
+@pytest.mark.parametrize("key", REQUIRED)
+def test_a_manifest_that_lacks_something_is_damaged(tmp_path: Path, key: str) -> None:
+    publish(tmp_path)
+    with pytest.raises(DamagedVersion, match=f"v1/{versions.MANIFEST}.*: {key} is absent"):
+        _forge(tmp_path, lambda manifest: manifest.pop(key))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda manifest: manifest["files"][0].pop("sha256"), "files.0.sha256 is absent"),
+        (lambda manifest: manifest["counts"]["rows"].update(train="5"), "counts.rows.train is of type str"),
+        (lambda manifest: manifest.update(reference=[]), "reference is of type list"),
+        (lambda manifest: manifest.update(parents=[{"version": "v1"}]), "parents.0.logical_hash is absent"),
+    ],
+)
+def test_a_manifest_of_another_shape_is_damaged(tmp_path: Path, change: object, said: str) -> None:
+    publish(tmp_path)
+    with pytest.raises(DamagedVersion, match=said):
+        _forge(tmp_path, change)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": "prefdata/99"}', "copied"])
+def test_a_damaged_version_does_not_stop_work_on_the_others(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = str(tmp_path)
+    publish(tmp_path)
+    if content == "copied":
+        shutil.copytree(tmp_path / "v1", tmp_path / "v2")
+    else:
+        (tmp_path / "v2").mkdir()
+        (tmp_path / "v2" / "manifest.json").write_text(content)
+    damaged: list[DamagedVersion] = []
+    assert [version.name for version in versions.every(root, damaged=damaged.append)] == ["v1"]
+    assert ["/v2" in str(damage) for damage in damaged] == [True]
+    assert versions.find("latest", root=root).url == str(tmp_path / "v1")
+    assert "passed over" in caplog.text  # whoever asked for the latest is told that there is a later one
+    found = versions.find_build("key", root)
+    assert found is not None
+    assert found.name == "v1"
+    with pytest.raises(DamagedVersion):
+        versions.find("v2", root=root)
+
+
+def test_a_copied_version_is_opened_by_its_path(tmp_path: Path) -> None:
+    publish(tmp_path)
+    shutil.copytree(tmp_path / "v1", tmp_path / "v9")
+    copy = versions.find(str(tmp_path / "v9"), root=str(tmp_path))
+    assert versions.verify(copy) == []
+    assert versions.parent_entry(copy, str(tmp_path)).get("url") == str(tmp_path / "v9")
+
+
+def test_a_parent_below_another_root_is_named_with_its_url(tmp_path: Path) -> None:
+    parent = publish(tmp_path / "one")
+    entry = {"version": "v1", "logical_hash": parent.logical_hash}
+    assert versions.parent_entry(parent, str(tmp_path / "one")) == entry
+    foreign = versions.parent_entry(parent, str(tmp_path / "two"))
+    assert foreign == {**entry, "url": str(tmp_path / "one" / "v1")}
+    with stage(tmp_path / "two", tiny_world.table(tiny_world.pair_rows(3))) as staging:
+        staging.flush()
+        child = staging.publish(staging.manifest(STAGES, fields() | {"parents": [foreign, entry]}))
+    assert child.parents == [str(tmp_path / "one" / "v1"), "v1"]
+    assert versions.find(child.parents[0], root=str(tmp_path / "two")).logical_hash == parent.logical_hash
+
+
+def test_a_root_that_cannot_be_written_is_refused_in_words(tmp_path: Path) -> None:
+    versions.writable(str(tmp_path / "new"))
+    assert list((tmp_path / "new").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--root or PREFDATA_ROOT"):
+        versions.writable(str(tmp_path / "file"))

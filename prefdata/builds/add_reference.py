@@ -41,7 +41,9 @@ class AddReference:
         check(options)
         self.root = versions.root(root)
         self.parent = versions.find(options.source, root=root, kinds=tuple(logical.BASE))
+        versions.writable(self.root)
         self.work = Work(self.root)
+        self.notices = [f"reading {self.parent.name} at {self.parent.url}"]
         self.rows: int | None = sum(self.parent.manifest["counts"]["rows"].values())
         self.reference, loading = reference_model(
             self.parent, options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code
@@ -50,7 +52,7 @@ class AddReference:
         self._config = as_config(options, source=self.parent.name, model=self.reference["name"])
         self.build_key = build_key(NAME, self._config, [self.parent], {"reference": self.reference})
         self._reader = ParentReader(self.parent)
-        self._scoring = scoring.ReferenceStage(self.parent.kind, self._batches, self.reference, loading)
+        self._scoring = scoring.ReferenceStage(self._batches, self.reference, loading)
 
     def stages(self) -> Iterator[Stage]:
         """Scoring is all there is to do."""
@@ -76,7 +78,7 @@ class AddReference:
             "config": self._config,
             "seeds": manifest["seeds"],
             "round": manifest["round"],
-            "parents": [{"version": self.parent.name, "logical_hash": self.parent.logical_hash}],
+            "parents": [versions.parent_entry(self.parent, self.root)],
             "sources": manifest["sources"],
             "tokenizer": manifest["tokenizer"],
             "generator": manifest["generator"],

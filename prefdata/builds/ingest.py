@@ -1,8 +1,9 @@
 """ingest: source rows in, a first version out; every row read ends kept or set aside with its reason."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import islice
 from typing import Any
 
@@ -14,11 +15,12 @@ from prefdata.builds.job import Stage, Unit, build_key
 from prefdata.builds.options import as_config, check, option
 from prefdata.draws import row_seed
 from prefdata.errors import UserError
-from prefdata.identity import spelled
+from prefdata.identity import digest, spelled
 from prefdata.records import Comparison, Demonstration, RawRow, Record, SetAside
 from prefdata.steps import gate
 from prefdata.steps.tokenise import completion_rows, pair_rows
-from prefdata.tokens import Renderer
+from prefdata.templates import PLAIN
+from prefdata.tokens import Limits, Renderer
 from prefdata.versions import Version, ledger_lines
 from prefdata.work import Tables, Work, unit_key
 from schemas import completions, pairs
@@ -28,6 +30,10 @@ NAME = "ingest"
 STAGES = ("read", "format", "gate", "tokens", "split", "publish")
 UNIT_ROWS = 2048
 OVERFLOW = ("truncate", "set_aside")
+TEST_FRACTION, MIN_ANSWER_TOKENS, SEED = 0.05, 1, 0
+MOST_NAMED = 12  # inputs that are named one by one in the notices
+# what the last ingest hands on with its tokenizer when another source is named
+OF_THE_TOKENIZER = ("model", "chat_template", "template_args")
 
 _READING = ("unreadable_row", "not_an_object")
 _LINES = pa.schema(
@@ -36,7 +42,7 @@ _LINES = pa.schema(
         ("origin", pa.string()),
         ("split", pa.string()),
         ("row_id", pa.string()),
-        ("prompt_id", pa.string()),
+        ("prompt", pa.string()),  # names the prompt by its tokens
         ("stage", pa.string()),
         ("reason", pa.string()),
         ("detail", pa.string()),
@@ -46,19 +52,28 @@ _LINES = pa.schema(
 
 @dataclass(frozen=True)
 class Options:
-    """What can be chosen."""
+    """What can be chosen. What is left open (None) is filled in by `settled`."""
 
     source: tuple[str, ...] = option(
-        (), "files, folders, globs, URLs or hub data sets (default: those of the last ingest)"
+        (),
+        "files, folders, globs, URLs or hub data sets "
+        "(default: those of the last ingest, and every option that is not given as it was there)",
     )
     model: str | None = option(None, "model whose tokenizer and template make the tokens (default: the last version's)")
     format: str | None = option(None, "format of the rows (default: detected)")
     split: str | None = option(
         None, "split for every row (default: as the source's own names say)", choices=versions.SPLITS
     )
-    test_fraction: float = option(0.05, "share of prompts held out when the source names no splits", least=0)
+    test_fraction: float | None = option(
+        None,
+        f"share of prompts held out where the source names no splits (default: {TEST_FRACTION})",
+        least=0,
+    )
     name: str | None = option(None, "what rows call their source (default: its own name)")
     license: str | None = option(None, "licence of the source (default: as the hub states it)")
+    config: str | None = option(None, "configuration of a hub data set (default: its own default)")
+    revision: str | None = option(None, "branch, tag or commit of a hub data set (default: its main branch)")
+    splits: str | None = option(None, "splits of a hub data set, by its own names, with commas between (default: all)")
     chat_template: str | None = option(None, "plain, or a file with a Jinja template (default: the tokenizer's own)")
     template_args: str | None = option(None, "arguments of the chat template, as a JSON object")
     max_length: int | None = option(
@@ -67,10 +82,24 @@ class Options:
     max_prompt_length: int | None = option(
         None, "longest prompt in tokens (default: what leaves room for an answer)", least=1
     )
-    min_answer_tokens: int = option(1, "least room for an answer, in tokens", least=1)
-    overflow: str = option("truncate", "what happens to an answer that is too long", choices=OVERFLOW)
-    seed: int = option(0, "seed of the held-out split")
+    min_answer_tokens: int | None = option(
+        None, f"least room for an answer, in tokens (default: {MIN_ANSWER_TOKENS})", least=1
+    )
+    overflow: str | None = option(
+        None, f"what happens to an answer that is too long (default: {OVERFLOW[0]})", choices=OVERFLOW
+    )
+    seed: int | None = option(None, f"seed of the held-out split (default: {SEED})")
     trust_remote_code: bool = option(False, "run Python code that comes with the tokenizer")
+
+
+@dataclass(frozen=True)
+class Settled(Options):
+    """Options with nothing open that a build must know."""
+
+    test_fraction: float = TEST_FRACTION
+    min_answer_tokens: int = MIN_ANSWER_TOKENS
+    overflow: str = OVERFLOW[0]
+    seed: int = SEED
 
 
 class Ingest:
@@ -82,28 +111,22 @@ class Ingest:
 
     def __init__(self, options: Options, root: str | None = None) -> None:
         check(options)
-        if not 0 <= options.test_fraction < 1:
-            raise UserError(f"test_fraction is {options.test_fraction}, and must be at least 0 and below 1")
-        self.options = options
         self.root = versions.root(root)
         self.work = Work(self.root)
         last = _last_ingest(self.root)
-        named = options.source or _sources_of(last)
-        self.renderer = _renderer(options, last)
-        self.limits = self.renderer.limits(
-            options.max_length,
-            max_prompt_length=options.max_prompt_length,
-            min_answer_tokens=options.min_answer_tokens,
-            overflow=options.overflow,  # type: ignore[arg-type]
-        )
-        self.reading = sources.read(
-            named, format=options.format, split=options.split, name=options.name, license=options.license
-        )
+        self.options = settled(options, last)
+        if not 0 <= self.options.test_fraction < 1:
+            raise UserError(f"test_fraction is {self.options.test_fraction}, and must be at least 0 and below 1")
+        self.renderer = _renderer(options, self.options, last)
+        self.limits = _limits(self.options, self.renderer)
+        self.reading = _reading(self.options)
+        self.notices = _notices(options, self.options, self.reading, last)
         self.tokenizer = {**self.renderer.fingerprint, **self.limits.as_dict()}
-        self.config = as_config(options, source=named, model=self.renderer.name, format=self.reading.format)
+        self.config = as_config(self.options, model=self.renderer.name, format=self.reading.format)
         fingerprints = {"tokenizer": _decisive(self.tokenizer), "sources": self.reading.stamps()}
         self.build_key = build_key(NAME, self.config, [], fingerprints)
         self._stage = TokeniseStage(self)
+        versions.writable(self.root)
 
     def stages(self) -> Iterator[Stage]:
         """Tokenising is all there is to do."""
@@ -133,9 +156,9 @@ class Ingest:
 
     def _held_out_prompts(self) -> set[str]:
         return {
-            line["prompt_id"]
+            line["prompt"]
             for tables in self._finished()
-            for line in tables["lines"].select(["prompt_id", "split", "reason"]).to_pylist()
+            for line in tables["lines"].select(["prompt", "split", "reason"]).to_pylist()
             if line["split"] == "test" and line["reason"] is None
         }
 
@@ -220,12 +243,13 @@ class TokeniseStage:
         line: dict[str, Any] = {"digest": raw.digest, "origin": str(raw.origin)}
         if isinstance(result, SetAside):
             return {**line, "stage": stage, "reason": result.reason, "detail": result.detail or None}
-        split = raw.origin.split or self._drawn_split(result["prompt_id"])
-        return {**line, "split": split, "row_id": result["row_id"], "prompt_id": result["prompt_id"]}
+        prompt = digest(result["prompt_ids"])  # what a model sees: texts that differ may be equal tokens
+        split = raw.origin.split or self._drawn_split(prompt)
+        return {**line, "split": split, "row_id": result["row_id"], "prompt": prompt}
 
-    def _drawn_split(self, prompt_id: str) -> str:
+    def _drawn_split(self, prompt: str) -> str:
         """By prompt, so that equal prompts stay together and added rows move none."""
-        draw = row_seed(self._job.options.seed, prompt_id, "split") / 2**63
+        draw = row_seed(self._job.options.seed, prompt, "split") / 2**63
         return "test" if draw < self._job.options.test_fraction else "train"
 
     def _key(self, batch: list[tuple[RawRow, Record | SetAside]]) -> str:
@@ -236,6 +260,7 @@ class TokeniseStage:
             "name": options.name,
             "license": options.license,
             "test_fraction": options.test_fraction,
+            "split_by": "prompt_ids",
             "seed": options.seed,
         }
         members = [f"{raw.origin}|{raw.origin.split}|{raw.digest}" for raw, _ in batch]
@@ -254,12 +279,12 @@ def _published(line: dict[str, Any], seen: set[bytes], held_out: set[str]) -> di
     """The line with a reason if its row is not published after all."""
     if line["reason"] is not None:
         return line
-    if line["split"] == "train" and line["prompt_id"] in held_out:
+    if line["split"] == "train" and line["prompt"] in held_out:
         return {
             **line,
             "stage": "split",
             "reason": "prompt_in_test",
-            "detail": "the source has this prompt in its test split",
+            "detail": "the source has this prompt, token by token, in its test split",
         }
     name = bytes.fromhex(line["row_id"])
     if name in seen:
@@ -290,26 +315,88 @@ def _last_ingest(root: str) -> Version | None:
     return made[-1] if made else None
 
 
-def _sources_of(last: Version | None) -> tuple[str, ...]:
-    if last is None:
+def settled(given: Options, last: Version | None) -> Settled:
+    """The options with the open ones filled in: from the last ingest as far as it is taken up, then by default.
+
+    Without a source, all of the last ingest is taken up; with one and without a model, its tokenizer and template.
+    Permission to run code is asked anew each time.
+    """
+    if not given.source and last is None:
         raise UserError("say what to ingest: files, folders, globs, URLs or a hub data set; there was no ingest before")
-    return tuple(last.manifest["config"]["source"])
-
-
-def _renderer(options: Options, last: Version | None) -> Renderer:
-    if options.model is None and last is None:
+    if given.model is None and last is None:
         raise UserError(
             "say whose tokenizer makes the tokens: --model FOLDER or a hub name; there was no ingest before"
         )
-    if options.model is None and last is not None:
-        return Renderer.like(last.manifest["tokenizer"], trust_remote_code=options.trust_remote_code)
-    assert options.model is not None
-    return Renderer.load(
-        options.model,
-        chat_template=options.chat_template,
-        template_args=_template_args(options.template_args),
-        trust_remote_code=options.trust_remote_code,
+    said = {name: value for name, value in vars(given).items() if value not in (None, ())}
+    before = {} if last is None else last.manifest["config"]
+    taken = [knob.name for knob in fields(Options)]
+    if given.source:
+        taken = [] if given.model else [*OF_THE_TOKENIZER]
+    if given.chat_template == PLAIN:
+        taken = [name for name in taken if name != "template_args"]  # it takes none
+    known = {name: before[name] for name in taken if before.get(name) is not None} | said
+    return Settled(**{**known, "source": tuple(known["source"])})
+
+
+def _renderer(given: Options, options: Settled, last: Version | None) -> Renderer:
+    stored = {} if last is None else last.manifest["tokenizer"]
+    model, template, args = options.model, given.chat_template, _template_args(options.template_args)
+    if given.model is None:  # the last tokenizer as it was, down to the commit and the day that its template wrote
+        model = f"{stored['name']}@{stored['commit']}" if stored.get("commit") else stored["name"]
+        if given.template_args is None and template != PLAIN:
+            args = stored["template_args"]
+    if template is None and (given.model is None or options.chat_template is not None):
+        template = stored["template"]  # the text, because the file may be another by now
+    assert model is not None
+    return Renderer.load(model, chat_template=template, template_args=args, trust_remote_code=options.trust_remote_code)
+
+
+def _limits(options: Settled, renderer: Renderer) -> Limits:
+    limits = renderer.limits(
+        options.max_length,
+        max_prompt_length=options.max_prompt_length,
+        min_answer_tokens=options.min_answer_tokens,
+        overflow=options.overflow,  # type: ignore[arg-type]
     )
+    room = limits.max_length - limits.min_answer_tokens
+    if limits.max_prompt_length is not None and limits.max_prompt_length > room:
+        raise UserError(
+            f"max_prompt_length is {limits.max_prompt_length}, and max_length {limits.max_length} leaves a prompt at "
+            f"most {room} tokens: lower the one or raise the other"
+        )
+    return limits
+
+
+def _reading(options: Settled) -> sources.Reading:
+    own_splits = [name.strip() for name in (options.splits or "").split(",") if name.strip()]
+    if options.splits is not None and not own_splits:
+        raise UserError(f"splits is {options.splits!r}, which names none: leave it out to read them all")
+    return sources.read(
+        options.source,
+        format=options.format,
+        split=options.split,
+        name=options.name,
+        license=options.license,
+        hub_config=options.config,
+        hub_revision=options.revision,
+        hub_splits=own_splits,
+    )
+
+
+def _notices(given: Options, options: Settled, reading: sources.Reading, last: Version | None) -> list[str]:
+    """What was taken from where, the format, and the split of each input."""
+    notices = []
+    if last is not None and not given.source:
+        notices.append(f"source and options that are not given are those of {last.name}")
+    elif last is not None and given.model is None:
+        notices.append(f"tokenizer and chat template are those of {last.name}: {options.model}")
+    notices.append(f"format: {reading.why}")
+    splits = reading.splits()
+    held_out = f"{100 * options.test_fraction:g} % of prompts are held out" if options.test_fraction else "all is train"
+    unnamed = f"no split named: {held_out}"
+    notices += [f"{shown} -> {split}" if split else f"{shown}: {unnamed}" for shown, split in splits[:MOST_NAMED]]
+    rest = Counter(f"-> {split}" if split else unnamed for _, split in splits[MOST_NAMED:])
+    return notices + [f"{count} more inputs {where}" for where, count in rest.items()]
 
 
 def _template_args(given: str | None) -> dict[str, Any] | None:

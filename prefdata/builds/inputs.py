@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
+from prefdata import versions
 from prefdata.errors import UserError
 from prefdata.versions import Version
 
@@ -40,12 +41,34 @@ def same_reference(one: dict[str, Any] | None, other: dict[str, Any] | None) -> 
     return one is not None and other is not None and one["fingerprint"] == other["fingerprint"]
 
 
-def model_name(parent: Version, given: str | None) -> str:
-    """The model a build uses: the one given, else the generator, reference or tokenizer of the parent's manifest."""
+def next_round(parent: Version, root: str, source: str) -> int:
+    """The round after the parent's; when the source is whatever is latest, the one after every round of its lineage."""
+    if source != "latest":
+        return parent.manifest["round"] + 1
+    known = {version.name: version for version in versions.every(root)}
+    family = _ancestors(parent.name, known)
+    related = [version for name, version in known.items() if _ancestors(name, known) & family]
+    return 1 + max(version.manifest["round"] for version in [parent, *related])
+
+
+def _ancestors(name: str, known: dict[str, Version]) -> set[str]:
+    """A version, its parents, and theirs, as far as they are below the root."""
+    found: set[str] = set()
+    waiting = [name]
+    while waiting:
+        current = waiting.pop()
+        if current in known and current not in found:
+            found.add(current)
+            waiting.extend(parent["version"] for parent in known[current].manifest["parents"])
+    return found
+
+
+def model_name(parent: Version, given: str | None, roles: Sequence[str]) -> str:
+    """The model a build uses: the one given, else the first that the parent's manifest names in one of these roles."""
     if given is not None:
         return given
-    manifest = parent.manifest
-    for entry in (manifest.get("generator"), manifest.get("reference"), manifest.get("tokenizer")):
+    for role in (*roles, "tokenizer"):
+        entry = cast(dict[str, Any] | None, parent.manifest.get(role))
         if entry and entry.get("name"):
             commit = entry.get("commit")
             return f"{entry['name']}@{commit}" if commit else str(entry["name"])
@@ -53,12 +76,12 @@ def model_name(parent: Version, given: str | None) -> str:
 
 
 def parent_model(
-    parent: Version, given: str | None, *, dtype: str, trust_remote_code: bool
+    parent: Version, given: str | None, *, roles: Sequence[str], dtype: str, trust_remote_code: bool
 ) -> tuple[str, dict[str, Any]]:
     """The model a build uses and what it is, checked against the parent's tokens and manifest."""
     from prefdata.models import describe
 
-    name = model_name(parent, given)
+    name = model_name(parent, given, roles)
     try:
         description = describe(name, dtype)
     except UserError as problem:
@@ -70,6 +93,7 @@ def parent_model(
     if given is None:
         check_same_model(parent, name, description)
     check_same_tokens(parent, name, trust_remote_code)
+    check_positions(parent, name, trust_remote_code)
     return name, description
 
 
@@ -79,7 +103,9 @@ def reference_model(
     """The reference as the manifest records it, and what loads it."""
     from prefdata import reference
 
-    name, description = parent_model(parent, given, dtype=dtype, trust_remote_code=trust_remote_code)
+    name, description = parent_model(
+        parent, given, roles=("reference", "generator"), dtype=dtype, trust_remote_code=trust_remote_code
+    )
     loading = {"name": name, "dtype": dtype, "trust_remote_code": trust_remote_code}
     return {**description, "fingerprint": reference.fingerprint(description, dtype)}, loading
 
@@ -92,6 +118,21 @@ def check_same_model(parent: Version, name: str, description: dict[str, Any]) ->
                 f"the {role} of {parent.name} was {name!r} with digest {entry['digest'][:12]}, and the model there now "
                 f"has digest {description['digest'][:12]}; if that is what you want, say so with --model {name}"
             )
+
+
+def check_positions(parent: Version, model: str, trust_remote_code: bool) -> None:
+    """The model must take rows as long as the parent's may be."""
+    from prefdata.models import max_positions
+
+    positions, longest = (
+        max_positions(model, trust_remote_code=trust_remote_code),
+        parent.manifest["tokenizer"].get("max_length"),
+    )
+    if positions is not None and longest is not None and positions < longest:
+        raise UserError(
+            f"{model!r} takes {positions} tokens and rows of {parent.name} may have {longest}; take another model, or "
+            f"ingest the source again with --max-length {positions}"
+        )
 
 
 def check_same_tokens(parent: Version, model: str, trust_remote_code: bool) -> None:

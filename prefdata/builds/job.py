@@ -48,6 +48,7 @@ class Job(Protocol):
     root: str
     work: Work
     build_key: str
+    notices: list[str]  # what was found or decided that the user did not say
     rows: int | None  # rows of the input, if that is known before they are read
     already: Version | None  # a version that makes this build needless, if the inputs name one
 

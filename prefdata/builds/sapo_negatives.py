@@ -15,6 +15,7 @@ from prefdata import engines, logical, versions
 from prefdata.builds import finish, scoring
 from prefdata.builds.inputs import (
     ParentReader,
+    next_round,
     parent_model,
     reference_model,
     same_reference,
@@ -56,7 +57,7 @@ class Options:
     top_p: float = option(0.95, "sample among the likeliest tokens that hold this probability", least=0)
     seed: int = option(0, "seed of all draws")
     round: int | None = option(None, "regeneration round (default: the source's plus one)", least=1)
-    engine: str = option("transformers", "what generates", choices=tuple(engines.ENGINES))
+    engine: str = option("transformers", "what generates", choices=engines.OFFERED)
     dtype: str = option("float32", "precision of the models' weights", choices=DTYPES)
     unit_rows: int = option(256, "answers per unit of work", least=1)
     trust_remote_code: bool = option(False, "run Python code that comes with the model")
@@ -82,11 +83,17 @@ class BuildSapoNegatives:
         self.options = options
         self.root = versions.root(root)
         self.parent = versions.find(options.source, root=root, kinds=tuple(SIDE))
+        versions.writable(self.root)
         self.work = Work(self.root)
+        self.notices = [f"reading {self.parent.name} at {self.parent.url}"]
         self.rows: int | None = sum(self.parent.manifest["counts"]["rows"].values())
-        self.round = options.round or self.parent.manifest["round"] + 1
+        self.round = options.round or next_round(self.parent, self.root, options.source)
         self.model, self.description = parent_model(
-            self.parent, options.model, dtype=options.dtype, trust_remote_code=options.trust_remote_code
+            self.parent,
+            options.model,
+            roles=("generator", "reference"),
+            dtype=options.dtype,
+            trust_remote_code=options.trust_remote_code,
         )
         self.reference, loading = reference_model(
             self.parent,
@@ -102,7 +109,7 @@ class BuildSapoNegatives:
         self.build_key = build_key(NAME, self.config, [self.parent], fingerprints)
         self.reader = ParentReader(self.parent)
         self._generating = GenerateStage(self)
-        self._scoring = scoring.ReferenceStage(pairs.KIND, self._scoring_batches, self.reference, loading)
+        self._scoring = scoring.ReferenceStage(self._scoring_batches, self.reference, loading)
 
     def stages(self) -> Iterator[Stage]:
         """Reference units are known only once generation is done."""
@@ -120,7 +127,7 @@ class BuildSapoNegatives:
                 if rows.num_rows:
                     staging.add(unit.inputs.split, rows.filter(pa.array(kept)))
                 staging.ledger(_ledger(built, rows, kept))
-            staging.ledger(self._generating.duplicates_ledger())
+            staging.ledger(self._generating.set_aside_ledger())
             return finish.publish(staging, STAGES, self._fields())
 
     def _fields(self) -> dict[str, Any]:
@@ -131,7 +138,7 @@ class BuildSapoNegatives:
             "config": self.config,
             "seeds": {"seed": self.options.seed},
             "round": self.round,
-            "parents": [{"version": self.parent.name, "logical_hash": self.parent.logical_hash}],
+            "parents": [versions.parent_entry(self.parent, self.root)],
             "sources": self.parent.manifest["sources"],
             "tokenizer": self.parent.manifest["tokenizer"],
             "generator": self._generating.provenance(),
@@ -167,7 +174,7 @@ class GenerateStage:
         self._job = job
         self._engine: Any = None
         self._first: dict[str, str] = {}
-        self._duplicates: dict[str, str] = {}
+        self._set_aside: dict[str, SetAside] = {}
         self._end_ids = tuple(manifest["tokenizer"]["end_ids"])
         self._max_length = int(manifest["tokenizer"]["max_length"])
         self._sampling = engines.Sampling(options.temperature, options.top_k, options.top_p, self._end_ids)
@@ -182,30 +189,42 @@ class GenerateStage:
 
     def units(self) -> Iterator[Unit]:
         """Runs of good answers in the parent's order, each answer once."""
-        first = self._first = self._first or self._first_rows()
-        for split, path, row_ids, answer_ids in self._ids():
-            positions = [number for number, row in enumerate(row_ids) if first[answer_ids[number]] == row]
-            self._duplicates.update(
-                {row: first[answer] for row, answer in zip(row_ids, answer_ids, strict=True) if first[answer] != row}
-            )
-            size = self._job.options.unit_rows
+        self._first = self._first or self._first_rows()
+        size = self._job.options.unit_rows
+        for split, path, table in self._files():
+            rows, answers = table["row_id"].to_pylist(), table["answer_id"].to_pylist()
+            refused = self._refused(table)
+            self._set_aside.update(refused)
+            positions = [number for number, row in enumerate(rows) if row not in refused]
             for start in range(0, len(positions), size):
                 chosen = positions[start : start + size]
-                members = [answer_ids[number] for number in chosen]
-                yield Unit(self._key(members), len(chosen), _Place(split, path, tuple(chosen)))
+                key = self._key([answers[number] for number in chosen])
+                yield Unit(key, len(chosen), _Place(split, path, tuple(chosen)))
 
-    def duplicates_ledger(self) -> pa.Table:
-        """Lines of the rows whose answer another row stands for."""
+    def set_aside_ledger(self) -> pa.Table:
+        """Lines of the rows that no negative was asked for."""
         return ledger_lines(
             {
                 "row_id": row,
                 "status": SET_ASIDE,
                 "stage": "select",
-                "reason": "duplicate_answer",
-                "detail": f"row {first} has the same prompt and good answer",
+                "reason": aside.reason,
+                "detail": aside.detail,
             }
-            for row, first in self._duplicates.items()
+            for row, aside in self._set_aside.items()
         )
+
+    def _refused(self, table: pa.Table) -> dict[str, SetAside]:
+        """Rows whose answer is not the preferred one, or for whose answer another row stands."""
+        columns = (table[name].to_pylist() for name in ("row_id", "answer_id", "preference"))
+        found = {}
+        for row, answer, preference in zip(*columns, strict=True):
+            if not _is_preferred(preference):
+                found[row] = SetAside("chosen_not_preferred", f"chosen is better with probability {preference}")
+            elif self._first[answer] != row:
+                detail = f"row {self._first[answer]} has the same prompt and good answer"
+                found[row] = SetAside("duplicate_answer", detail)
+        return found
 
     def provenance(self) -> dict[str, Any]:
         """The manifest's generator: model, engine, sampling, and whether every unit would come out bit for bit again."""
@@ -249,16 +268,17 @@ class GenerateStage:
     def _first_rows(self) -> dict[str, str]:
         """For every good answer, the least row_id that has it: the same whatever the order of rows."""
         first: dict[str, str] = {}
-        for _, _, row_ids, answer_ids in self._ids():
-            for row, answer in zip(row_ids, answer_ids, strict=True):
-                first[answer] = min(row, first.get(answer, row))
+        for _, _, table in self._files():
+            columns = (table[name].to_pylist() for name in ("row_id", "answer_id", "preference"))
+            for row, answer, preference in zip(*columns, strict=True):
+                if _is_preferred(preference):
+                    first[answer] = min(row, first.get(answer, row))
         return first
 
-    def _ids(self) -> Iterator[tuple[str, str, list[str], list[str]]]:
+    def _files(self) -> Iterator[tuple[str, str, pa.Table]]:
         for split in self._job.parent.splits:
             for entry in self._job.parent.files(split):
-                table = winners(self._job.parent.kind, self._job.reader.file(entry["path"]))
-                yield split, entry["path"], table["row_id"].to_pylist(), table["answer_id"].to_pylist()
+                yield split, entry["path"], winners(self._job.parent.kind, self._job.reader.file(entry["path"]))
 
     def _key(self, members: list[str]) -> str:
         options = self._job.options
@@ -312,13 +332,18 @@ class GenerateStage:
         return self._engine
 
 
+def _is_preferred(preference: float | None) -> bool:
+    """A chosen side that is more likely the worse one is no good answer."""
+    return preference is None or preference >= 0.5
+
+
 def _assembly(
     job: BuildSapoNegatives, renderer: Any, sampling: dict[str, Any], end_ids: tuple[int, ...]
 ) -> dict[str, Any]:
     """What every row of the build says of its making."""
     loaded = renderer.like(job.parent.manifest["tokenizer"], job.model, trust_remote_code=job.options.trust_remote_code)
     return {
-        "method": "segment" if job.options.mode == "paper" else job.options.mode,
+        "method": job.options.mode,
         "generator": f"{job.description['name']}@{job.description['digest'][:12]}",
         "sampling": json.dumps(sampling, sort_keys=True),
         "round": job.round,

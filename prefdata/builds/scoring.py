@@ -13,9 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefdata.builds.job import Unit
-from prefdata.identity import spelled, tokens_id
-from prefdata.logical import REFERENCE, SIDES
+from prefdata.identity import tokens_id
+from prefdata.logical import SIDES
 from prefdata.work import Tables, Work, unit_key
+from schemas.columns import TOKEN_LOGPS
 
 NAME = "reference"
 
@@ -33,10 +34,7 @@ class ReferenceStage:
 
     name = NAME
 
-    def __init__(
-        self, kind: str, batches: Callable[[], Iterable[Batch]], model: dict[str, Any], loading: dict[str, Any]
-    ) -> None:
-        self._kind = kind
+    def __init__(self, batches: Callable[[], Iterable[Batch]], model: dict[str, Any], loading: dict[str, Any]) -> None:
         self._batches = batches
         self._fingerprint = model
         self._loading = loading
@@ -50,41 +48,46 @@ class ReferenceStage:
                 yield Unit(self.key(rows), rows.num_rows, batch)
 
     def key(self, rows: pa.Table) -> str:
-        """The unit that scores exactly these rows."""
-        columns = ["prompt_ids", *(f"{side}_ids" for side in SIDES[self._kind])]
-        lists = [rows[name].to_pylist() for name in columns]
-        members = ["+".join(tokens_id(prompt, side) for side in sides) for prompt, *sides in zip(*lists, strict=True)]
-        return unit_key(NAME, {"kind": self._kind, "reference": spelled(self._fingerprint)}, members)
-
-    def compute(self, unit: Unit) -> Tables:
-        """Per-token and summed log-probs by row_id."""
+        """The unit that scores exactly these tokens, whatever rows they belong to."""
         from prefdata import reference
 
-        rows = unit.inputs.rows()
+        members = [token_id for tree in reference.trees(rows) for token_id in _token_ids(tree)]
+        return unit_key(NAME, {"reference": self._fingerprint["fingerprint"]}, members)
+
+    def compute(self, unit: Unit) -> Tables:
+        """Per-token log-probs by `tokens_id`."""
+        from prefdata import reference
+
         parent = unit.inputs.known()
-        known = {} if parent is None else reference.known(parent)
-        scored = reference.attach(rows, self._logps(rows, known))
-        return {"reference": scored.select(["row_id", *REFERENCE[self._kind].names])}
+        found = {} if parent is None else reference.known(parent)
+        trees = reference.trees(unit.inputs.rows())
+        found |= self._score(trees, found)
+        wanted = list(dict.fromkeys(token_id for tree in trees for token_id in _token_ids(tree)))
+        logps = [found[token_id] for token_id in wanted]
+        return {NAME: pa.table({"tokens_id": wanted, "logps": pa.array(logps, TOKEN_LOGPS)})}
 
     def close(self) -> None:
         """Let go of the model."""
         self._model = None
 
-    def _logps(self, rows: pa.Table, known: dict[str, np.ndarray]) -> list[list[np.ndarray]]:
-        from prefdata import logprobs, reference
+    def _score(self, trees: list[Any], found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Log-probs of the branches that are not found yet."""
+        from prefdata import logprobs
 
-        trees = reference.trees(rows)
         missing = []
         for tree in trees:
-            branches = [branch for branch in tree.branches if tokens_id(tree.trunk, branch) not in known]
+            pairs = zip(tree.branches, _token_ids(tree), strict=True)
+            branches = [branch for branch, token_id in pairs if token_id not in found]
             if branches:
                 missing.append(logprobs.Tree(tree.trunk, branches))
-        fresh = dict(known)
-        if missing:
-            for tree, logps in zip(missing, logprobs.score(self._load(), missing), strict=True):
-                for branch, values in zip(tree.branches, logps, strict=True):
-                    fresh[tokens_id(tree.trunk, branch)] = values
-        return [[fresh[tokens_id(tree.trunk, branch)] for branch in tree.branches] for tree in trees]
+        if not missing:
+            return {}
+        scored = logprobs.score(self._load(), missing)
+        return {
+            token_id: logps
+            for tree, branches in zip(missing, scored, strict=True)
+            for token_id, logps in zip(_token_ids(tree), branches, strict=True)
+        }
 
     def _load(self) -> Any:
         if self._model is None:
@@ -95,19 +98,19 @@ class ReferenceStage:
 
 
 def attached(stage: ReferenceStage, rows: pa.Table, work: Work) -> pa.Table:
-    """Rows with their reference columns, from the finished unit. KeyError if the unit is not there."""
+    """Rows with their reference columns, from the finished unit. KeyError if the unit or a completion is not there."""
+    from prefdata import reference
+
     if rows.num_rows == 0:
         return rows
     tables = work.load(stage.key(rows))
     if tables is None:
         raise KeyError(f"the reference unit of {rows.num_rows} rows is not done")
-    scored = tables["reference"]
-    place = pc.index_in(rows["row_id"], value_set=scored["row_id"].combine_chunks())
-    ordered = scored.take(place)
-    for name in scored.column_names:
-        if name != "row_id":
-            rows = _set(rows, name, ordered[name])
-    return rows
+    stored = tables[NAME]
+    logps = dict(zip(stored["tokens_id"].to_pylist(), stored["logps"].to_pylist(), strict=True))
+    return reference.attach(
+        rows, [[logps[token_id] for token_id in _token_ids(tree)] for tree in reference.trees(rows)]
+    )
 
 
 def finite(kind: str, rows: pa.Table) -> pa.Array:
@@ -119,6 +122,6 @@ def finite(kind: str, rows: pa.Table) -> pa.Array:
     return kept
 
 
-def _set(table: pa.Table, name: str, values: pa.ChunkedArray) -> pa.Table:
-    index = table.column_names.index(name) if name in table.column_names else -1
-    return table.set_column(index, name, values) if index >= 0 else table.append_column(name, values)
+def _token_ids(tree: Any) -> list[str]:
+    """What each branch is called, by its exact tokens."""
+    return [tokens_id(tree.trunk, branch) for branch in tree.branches]

@@ -10,6 +10,7 @@ from prefdata.identity import pair_row_id, tokens_id
 from prefdata.records import Message, SetAside
 from prefdata.select.segments import Cut, splice, unchanged
 from prefdata.steps.gate import gate_ids
+from prefdata.tokens import shared_prefix
 from schemas import completions, pairs
 from schemas.columns import TOKEN_IDS
 
@@ -32,6 +33,7 @@ def winners(kind: str, table: pa.Table) -> pa.Table:
         "finish": table[f"{side}_finish"],
         "loss_mask": table[f"{side}_loss_mask"],
         "score": table[score],
+        "preference": table["preference"] if kind == pairs.KIND else pa.nulls(table.num_rows, pa.float64()),
     }
     tokens = zip(table["prompt_ids"].to_pylist(), table[f"{side}_ids"].to_pylist(), strict=True)
     columns["answer_id"] = pa.array([tokens_id(prompt, answer) for prompt, answer in tokens], pa.string())
@@ -129,15 +131,27 @@ def assemble(answers: pa.Table, draws: pa.Table, making: Mapping[str, Any]) -> A
         if draw["reason"] is not None:
             failures.append((answer["row_id"], "generate", SetAside(draw["reason"], draw["detail"])))
             continue
-        refused = gate_ids(answer["answer_ids"], draw["ids"], making["end_ids"])
+        mask = spliced_mask(answer["loss_mask"], draw)
+        refused = gate_ids(answer["answer_ids"], draw["ids"], making["end_ids"], rejected_mask=mask)
         if refused is not None:
             failures.append((answer["row_id"], "gate", refused))
             continue
-        rows.append(_pair(answer, draw, making))
+        rows.append(_pair(answer, draw, mask, making))
     return Assembled(answers["row_id"].to_pylist(), pa.Table.from_pylist(rows, schema=SCHEMA), failures)
 
 
-def _pair(answer: dict[str, Any], draw: dict[str, Any], making: Mapping[str, Any]) -> dict[str, Any]:
+def spliced_mask(mask: Sequence[bool] | None, draw: Mapping[str, Any]) -> list[bool] | None:
+    """The negative's loss mask: the good answer's over A and C, and every token of B' scored. None: all scored."""
+    if mask is None:
+        return None
+    start, end, length = draw["segment_start"], draw["segment_end"], len(draw["ids"])
+    rest = mask[draw["segment_source_end"] :][: length - end]
+    return [*mask[:start], *([True] * (end - start)), *rest]
+
+
+def _pair(
+    answer: dict[str, Any], draw: dict[str, Any], mask: list[bool] | None, making: Mapping[str, Any]
+) -> dict[str, Any]:
     prompt = tuple(Message.from_mapping(turn) for turn in answer["prompt"])
     chosen = tuple(Message.from_mapping(turn) for turn in answer["answer"])
     ids = draw["ids"]
@@ -153,12 +167,13 @@ def _pair(answer: dict[str, Any], draw: dict[str, Any], making: Mapping[str, Any
         "rejected_ids": ids,
         "prompt_tokens": answer["prompt_tokens"],
         "chosen_tokens": answer["answer_tokens"],
-        "rejected_tokens": len(ids),
+        "rejected_tokens": len(ids) if mask is None else sum(mask),
         "shared_prefix": shared_prefix(answer["answer_ids"], ids),
         "chosen_content_start": answer["content_start"],
         "chosen_finish": answer["finish"],
         "rejected_finish": "stop" if ids[-1] in making["end_ids"] else "length",
         "chosen_loss_mask": answer["loss_mask"],
+        "rejected_loss_mask": mask,
         "chosen_score": answer["score"],
         "method": making["method"],
         "source": answer["source"],
@@ -175,11 +190,3 @@ def _pair(answer: dict[str, Any], draw: dict[str, Any], making: Mapping[str, Any
         "segment_source_end": draw["segment_source_end"],
         "ended_early": draw["ended_early"],
     }
-
-
-def shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    for number, (left, right) in enumerate(zip(first, second, strict=False)):
-        if left != right:
-            return number
-    return min(len(first), len(second))

@@ -96,6 +96,10 @@ ENGINES = {
 }
 
 
+# what a user may choose; the fake is for tests
+OFFERED = tuple(name for name in ENGINES if name != "fake")
+
+
 def load(name: str, model: str, **options: Any) -> Engine:
     """The engine `name` with `model` (a folder or hub name) in it.
 

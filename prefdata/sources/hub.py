@@ -59,21 +59,23 @@ class HubSplit:
         return {"license": self.license, "origin": f"{origin}@{self.commit}" if origin and self.commit else origin}
 
     def stamp(self) -> str:
-        """The commit, or the content where there is none."""
+        """The commit, or the content where there is none (a local folder: every row is streamed once more)."""
         if self.commit is not None:
             return f"{self.shown}@{self.commit}"
         found = sha256()
-        for row in self.rows:
-            found.update(table_row(row)[1])
+        for _, raw in self._rows():
+            found.update(raw)
         return f"{self.shown}@{found.hexdigest()}"
 
     def read(self, tally: "Tally") -> Iterator[Read]:
         """Stream the rows."""
+        for value, raw in self._rows():
+            tally.add(raw)
+            yield value, raw
+
+    def _rows(self) -> Iterator[Read]:
         try:
-            for row in self.rows:
-                value, raw = table_row(row)
-                tally.add(raw)
-                yield value, raw
+            yield from map(table_row, self.rows)
         except Exception as error:  # whatever format the data set is stored in
             raise UserError(
                 f"The data set {self.shown} cannot be read ({type(error).__name__}: {_sentence(error)})."
@@ -98,6 +100,8 @@ def splits(name: str, options: Options) -> list[HubSplit]:
     import datasets
 
     is_local = Path(name).expanduser().is_dir()
+    if is_local and options.revision:
+        raise UserError(f"{name} is a local folder and has no revision {options.revision!r}: leave the revision out.")
     commit, license_ = (None, None) if is_local else _ask_hub(name, options.revision)
     try:
         found = datasets.load_dataset(
@@ -108,7 +112,7 @@ def splits(name: str, options: Options) -> list[HubSplit]:
         )
     except Exception as error:  # datasets raises nearly anything
         raise UserError(
-            f"{name} cannot be loaded as a data set ({type(error).__name__}: {_sentence(error)})."
+            f"{name} cannot be loaded as a data set ({type(error).__name__}: {_sentence(error, lines=2)})."
         ) from error
     parts: Mapping[str, Any] = dict(found)
     missing = [split for split in options.splits if split not in parts]
@@ -136,7 +140,7 @@ def _ask_hub(name: str, revision: str | None) -> tuple[str | None, str | None]:
     return info.sha, license_ if isinstance(license_, str) else None
 
 
-def _sentence(error: Exception) -> str:
-    """The first line of an error, without its full stop."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else "no reason given"
+def _sentence(error: Exception, lines: int = 1) -> str:
+    """The first lines of an error as one, without the last full stop."""
+    found = str(error).strip().splitlines()[:lines]
+    return " ".join(line.strip() for line in found).rstrip(".") or "no reason given"

@@ -87,18 +87,13 @@ class File:
         reader = readers.reader_of(self.path)
         if reader is None:
             raise UserError(f"{self.shown} is not a kind of file that can be read. Give one of: {readers.SUFFIXES}.")
-        try:
+        with _refusing_damage(self.shown):
             yield from self._rows(reader, tally)
-        except readers.MalformedError as error:
-            raise UserError(f"{self.shown} cannot be read: {error}. Repair the file or leave it out.") from error
-        except _damage() as error:
-            found = f"{type(error).__name__}: {error}"
-            raise UserError(f"{self.shown} cannot be read ({found}). Fetch it anew or leave it out.") from error
 
     def stamp(self) -> str:
         """sha256 hex of the bytes as stored."""
         found = hashlib.sha256()
-        with self.fs.open(self.path, "rb") as stored:
+        with _refusing_damage(self.shown), self.fs.open(self.path, "rb") as stored:
             while block := stored.read(CHUNK):
                 found.update(block)
         return f"{self.shown}@{found.hexdigest()}"
@@ -130,6 +125,17 @@ class _Tallied(RawIOBase):
         return len(data)
 
 
+@contextmanager
+def _refusing_damage(shown: str) -> Iterator[None]:
+    try:
+        yield
+    except readers.MalformedError as error:
+        raise UserError(f"{shown} cannot be read: {error}. Repair the file or leave it out.") from error
+    except _damage() as error:
+        found = f"{type(error).__name__}: {error}"
+        raise UserError(f"{shown} cannot be read ({found}). Fetch it anew or leave it out.") from error
+
+
 def _damage() -> tuple[type[Exception], ...]:
     """What the readers raise on a file that is cut, corrupt or out of reach."""
     from pyarrow import ArrowException
@@ -140,6 +146,9 @@ def _damage() -> tuple[type[Exception], ...]:
 def locate(names: Sequence[str], *, hub_options: hub.Options) -> list[Input]:
     """Every input that the names stand for, in order; one that is named twice is read once."""
     found = [each for name in names for each in _locate(name, hub_options)]
+    asked = ", ".join(name for name, value in vars(hub_options).items() if value)
+    if asked and not any(isinstance(each, hub.HubSplit) for each in found):
+        raise UserError(f"{asked}: asked of a data set of the hub, and {', '.join(names)} is none. Leave it out.")
     return list({each.shown: each for each in found}.values())
 
 

@@ -49,6 +49,10 @@ class Reading:
         """What the inputs hold now, by content, without parsing rows: equal stamps mean equal rows."""
         return [each.stamp() for each in self._inputs]
 
+    def splits(self) -> list[tuple[str, str | None]]:
+        """Each input, and the split that its rows are in; None: neither the user nor the input names one."""
+        return [(each.shown, self._stated.or_else(each).split) for each in self._inputs]
+
     def _record(self, value: Value, stated: "Stated") -> Record | SetAside:
         parsed = value if isinstance(value, SetAside) else self._parse(value)
         if isinstance(parsed, SetAside):
