@@ -168,6 +168,18 @@ def test_every_row_stops_at_its_own_end_or_limit():
         assert (tokens, finish) == (free[key][0][:cut], "stop" if cut else "length")
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_row_runs_past_the_models_positions_while_another_is_unfinished(family):
+    long, short = tuple(range(40)), (1, 2, 3)
+    requests = [
+        Request("long prompt", long, POSITIONS - len(long), 1),
+        Request("long answer", short, POSITIONS - len(short), 2),
+    ]
+    engine = engine_of(tiny_model(family))
+    alone = by_key(sample for request in requests for sample in engine.generate([request], FILTERED))
+    assert by_key(engine.generate(requests, FILTERED)) == alone
+
+
 def test_only_the_sampling_given_counts(tmp_path):
     hostile = {
         "do_sample": True,

@@ -439,6 +439,8 @@ def test_out_is_the_folder_and_never_overwrites(options: Options, tmp_path: Path
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(UserError, match="exists and is no run"):
         train(replace(options, out="full"), say=Talk())
+    with pytest.raises(UserError, match="cannot make the run folder --out full/thesis.txt/run: Not a directory"):
+        train(replace(options, out="full/thesis.txt/run"), say=Talk())
 
 
 # -- what stops a run ----------------------------------------------------------------------------------------------
@@ -468,6 +470,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_row(
     assert (Path("runs/v1-dpo-1") / "checkpoint-4" / "model.safetensors").exists()
     kept = weights("runs/v1-dpo-1/checkpoint-4")
     assert all(torch.isfinite(value).all() for value in kept.values())
+
+
+def test_a_last_step_that_ruins_the_model_is_no_finished_run(options: Options) -> None:
+    with pytest.raises(NotFinite, match="the held-out loss is nan after step 1"):
+        train(replace(options, steps=1, lr=1e38), say=Talk())
+    assert json.loads(Path("runs/v1-dpo-1/run.json").read_text())["status"] == "begun"
+    assert not list(Path("runs/v1-dpo-1").glob("checkpoint-*"))
 
 
 def find_version(options: Options) -> Version:

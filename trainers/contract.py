@@ -166,7 +166,7 @@ def _refuse(rows: pa.Table, bad: Any, version: str, what: str, then: str = "buil
 
 
 def _scores(version: str) -> str:
-    return f"python -m flows.add_reference {version} --model MODEL"
+    return f"python -m flows.add_reference {version}"
 
 
 def _makes_kind(version: Version) -> str:

@@ -5,6 +5,7 @@ micro-batches and processes before the first forward, so accumulation changes no
 """
 
 import contextlib
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -226,8 +227,14 @@ class Loop(Trainer):
         """Loss and metrics of the held-out rows, with the same code as a training step."""
         rows: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
         tally = evaluate(self.model, rows, self.task, self.args.eval_batch_size, self.autocast_smart_context_manager())
-        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in tally.means().items()}
+        means = tally.means()
+        metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
         self.log(dict(metrics))
+        if not math.isfinite(means["loss"]):
+            raise NotFinite(
+                f"the held-out loss is {means['loss']} after step {self.state.global_step}, so the model is of no use; the"
+                f" last checkpoint in {self.args.output_dir} stays. A smaller --lr is the usual cure."
+            )
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 

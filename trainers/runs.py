@@ -102,8 +102,11 @@ def _claim_named(folder: Path, config: Mapping[str, Any], fresh: bool) -> tuple[
     if known is None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise UserError(f"--out {folder} exists and is no run: give a folder that is new or empty.")
-        folder.mkdir(parents=True, exist_ok=True)
-        return _begin(folder, config), f"new run {folder}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return _begin(folder, config), f"new run {folder}"
+        except OSError as problem:
+            raise UserError(f"cannot make the run folder --out {folder}: {problem.strerror or problem}.") from problem
     if fresh or known["config"] != config:
         why = "and --fresh wants another" if fresh else f"with other settings ({_differences(known['config'], config)})"
         raise UserError(f"--out {folder} holds a run already, {why}: give another folder, or leave --out away.")

@@ -77,7 +77,9 @@ class TransformersEngine:
     def _stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sample]:
         ordered = sorted(requests, key=_batch_order)
         widths = [len(request.prompt_ids) + request.max_new_tokens for request in ordered]
-        batches = [[ordered[i] for i in batch] for batch in pack(widths, self._batch_tokens)]
+        packed = [[ordered[i] for i in batch] for batch in pack(widths, self._batch_tokens)]
+        positions = config_positions(self._model.config)
+        batches = packed if positions is None else [part for batch in packed for part in _within(batch, positions)]
         for samples in run_halving(batches, lambda batch: self._run(batch, sampling)):
             yield from samples
 
@@ -110,6 +112,23 @@ class TransformersEngine:
 def _batch_order(request: Request) -> tuple[int, int, str]:
     """Long first, so that memory runs out early or never; answers within a factor of two stop together."""
     return -request.max_new_tokens.bit_length(), -len(request.prompt_ids) - request.max_new_tokens, request.key
+
+
+def _within(batch: Sequence[Request], positions: int) -> Iterator[list[Request]]:
+    """A batch in parts whose longest prompt and longest answer fit into the model together.
+
+    Every row runs until the last one of its batch is done, and past its positions a model with learned ones fails.
+    """
+    part: list[Request] = []
+    for request in batch:
+        grown = [*part, request]
+        longest = max(len(one.prompt_ids) for one in grown) + max(one.max_new_tokens for one in grown)
+        if part and longest > positions:
+            yield part
+            grown = [request]
+        part = grown
+    if part:
+        yield part
 
 
 def _left_padded(batch: Sequence[Request], width: int) -> tuple[Tensor, Tensor]:
