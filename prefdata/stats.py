@@ -27,7 +27,7 @@ def tables(kind: str, storage: Storage, files: Iterable[FileEntry]) -> dict[str,
     stats = Stats(kind)
     for path in [entry["path"] for entry in files if entry["path"].endswith(".parquet")]:
         folder = path.split("/", 1)[0]
-        table = pq.read_table(pa.BufferReader(storage.read(path)))
+        table = pq.read_table(pa.BufferReader(storage.read(path)), use_threads=False)
         if folder == LEDGER_FOLDER:
             stats.add_ledger(table)
         else:

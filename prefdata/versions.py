@@ -12,6 +12,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any, cast
 
 import pyarrow as pa
@@ -86,6 +87,11 @@ class Version:
 
     def read(self, entry: FileEntry, columns: Sequence[str] | None = None) -> pa.Table:
         """One Parquet file. DamagedVersion if its bytes are not those that were published."""
+        wanted = None if columns is None else list(columns)
+        # One thread: a process that ends right after pyarrow's pool has read a table can abort instead of exiting.
+        return pq.read_table(pa.BufferReader(self._bytes(entry)), columns=wanted, use_threads=False)
+
+    def _bytes(self, entry: FileEntry) -> bytes:
         try:
             data = self.storage.read(entry["path"])
         except FileNotFoundError:
@@ -95,7 +101,7 @@ class Version:
                 f"{self.name}: {entry['path']} is not the file that was published (its sha256 differs). "
                 f"Look with `prefdata verify {self.name}`, then restore the file or build the version again."
             )
-        return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
+        return data
 
     def batches(self, split: str, columns: Sequence[str] | None = None, rows: int = 4096) -> Iterator[pa.Table]:
         """The rows of a split in order, at most `rows` at a time."""
@@ -113,13 +119,14 @@ class Version:
 
     def columns(self) -> list[str]:
         """Names of the columns of the row files."""
-        return list(self.schema().names)
+        return list(self.schema.names)
 
+    @cached_property
     def schema(self) -> pa.Schema:
         """The Arrow schema of the row files, meanings included."""
         for split in SPLITS:
             for entry in self.files(split):
-                return self.read(entry).schema
+                return pq.read_schema(pa.BufferReader(self._bytes(entry)))
         return pa.schema([])
 
     def ledger(self) -> pa.Table:

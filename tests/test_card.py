@@ -90,7 +90,7 @@ def test_a_source_without_a_licence_is_counted_beside_those_with_one(tmp_path):
 
 def test_every_column_stands_there_with_its_meaning(version):
     text = card_of(version)
-    for field in [*version.schema(), *LEDGER]:
+    for field in [*version.schema, *LEDGER]:
         assert f"| `{field.name}` |" in text
         assert field.metadata[b"meaning"].decode() in text
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -286,6 +287,22 @@ def test_a_short_run_learns_and_leaves_a_model_that_loads(options: Options, mode
     assert content["after"]["loss"] == result.after["loss"]
 
 
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [({"temperature": 0.9, "top_p": 0.6}, 0.9), ({"temperature": 0.9, "num_beams": 1, "early_stopping": True}, None)],
+)
+def test_sampling_defaults_that_cannot_be_written_do_not_stop_a_run(
+    options: Options, model: str, tmp_path: Path, settings: dict[str, Any], kept: float | None
+) -> None:
+    folder = tmp_path / "sampling"
+    shutil.copytree(model, folder)
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    result = train(replace(options, model=str(folder), steps=1), say=Talk())
+    written = json.loads((result.folder / "generation_config.json").read_text())
+    assert written.get("temperature") == kept
+    assert written["eos_token_id"]
+
+
 def test_tensorboard_has_training_and_held_out_curves(options: Options) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -439,7 +456,7 @@ def test_out_is_the_folder_and_never_overwrites(options: Options, tmp_path: Path
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(UserError, match="exists and is no run"):
         train(replace(options, out="full"), say=Talk())
-    with pytest.raises(UserError, match="cannot make the run folder --out full/thesis.txt/run: Not a directory"):
+    with pytest.raises(UserError, match=r"cannot make the run folder --out full/thesis\.txt/run: Not a directory"):
         train(replace(options, out="full/thesis.txt/run"), say=Talk())
 
 

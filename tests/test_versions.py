@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import subprocess
+import sys
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from prefdata.versions import DamagedVersion, ledger_lines
 from schemas import pairs
 from tests import tiny_world
 
+ROOT = Path(__file__).parent.parent
 STAGES = ("gate", "publish")
 
 
@@ -424,3 +427,11 @@ def test_a_root_that_cannot_be_written_is_refused_in_words(tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="--root or PREFDATA_ROOT"):
         versions.writable(str(tmp_path / "file"))
+
+
+def test_a_process_that_reads_and_ends_exits_in_order(tmp_path: Path) -> None:
+    """pyarrow's thread pool can abort a process that ends right after it has read a table."""
+    publish(tmp_path, 300)
+    code = f"from prefdata import versions; versions.find('v1', root={str(tmp_path)!r}).table('train'); raise SystemExit(7)"
+    codes = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode for _ in range(5)]
+    assert codes == [7] * 5

@@ -119,6 +119,7 @@ def _train(
     except UserError:
         run.discard_if_new()
         raise
+    _make_savable(model)
     if options.dropout:
         set_dropout(model, options.dropout)
     checkpoint = run.last_checkpoint()
@@ -405,6 +406,29 @@ def _tokenizer(renderer: "Renderer") -> Any:
     source = renderer.template.source
     tokenizer.chat_template = None if renderer.plain else source
     return tokenizer
+
+
+def _make_savable(model: Any) -> None:
+    """Sampling defaults that transformers reads with a warning and refuses to write, as some hub models have them.
+
+    A temperature without do_sample means that sampling was intended; what is wrong beyond that is left out.
+    """
+    from transformers import GenerationConfig
+
+    settings = getattr(model, "generation_config", None)
+    if settings is None or _writable(settings):
+        return
+    settings.do_sample = True
+    if not _writable(settings):
+        model.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
+
+
+def _writable(settings: Any) -> bool:
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        return False
+    return True
 
 
 def _save(loop: "Loop", renderer: "Renderer", run: "Run") -> None:

@@ -82,7 +82,7 @@ def demo(home: Path, root: str | None, runs: Path, seed: int, steps: int) -> Non
     lines: list[Line] = []
     for loss, lr in LEARNING_RATES.items():
         with _step(f"train {loss} on {v3}, {steps} steps"):
-            result = train(v3, loss, root, runs / f"demo-{v3}-{loss}", lr=lr, steps=steps, seed=seed)
+            result = train(v3, loss, root, runs / f"demo-{v3}-{loss}-{steps}", lr=lr, steps=steps, seed=seed)
         with _step("check the answers to held-out prompts"):
             if not lines:
                 lines.append(measure("before", folder, result.before, seed))
@@ -106,7 +106,7 @@ def build(source: str, model: str, root: str | None) -> tuple[str, str, str]:
 
 
 def train(version: str, loss: str, root: str | None, out: Path, *, lr: float, steps: int, seed: int) -> Any:
-    """One short run; an equal one that was finished before is done again."""
+    """One short run; an equal one that was finished before is taken as it is."""
     from trainers.run import Options, train
 
     return train(Options(data=version, loss=loss, root=root, out=str(out), lr=lr, steps=steps, seed=seed), say=_say)
