@@ -22,6 +22,13 @@ TERMINAL_ROWS = 100
 Run = Callable[[argparse.Namespace], int]
 
 
+def whole_number(text: str) -> int:
+    """An argument that counts something."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
+
+
 @dataclass(frozen=True)
 class Argument:
     """What `ArgumentParser.add_argument` takes."""
@@ -147,7 +154,7 @@ def _flat(name: str, value: Any) -> dict[str, Any]:
 def verify(args: argparse.Namespace) -> int:
     """Check that versions are what was published: files, counts, ledger, schema.
 
-    Exit status 1 if anything is wrong.
+    Exit status 1 if anything is wrong, 2 if a version is not there; the others are checked all the same.
     """
     from prefdata import versions as store
     from prefdata.storage import Storage
@@ -169,6 +176,8 @@ def _verify(name: str, root: str | None) -> int:
         problems, name = store.verify(version), version.name
     except store.DamagedVersion as damage:
         problems = [str(damage)]
+    except UserError as error:
+        return _refused(error)
     print(f"{name}: {f'{len(problems)} problem' + 's' * (len(problems) > 1) if problems else 'sound'}")
     for problem in problems:
         print(f"  {problem}")
@@ -211,7 +220,7 @@ def stats(args: argparse.Namespace) -> int:
     argument("-o", "--output", metavar="FILE", help="write to a file"),
     argument(
         "--limit",
-        type=int,
+        type=whole_number,
         metavar="N",
         help=f"rows of a table (default: {TERMINAL_ROWS} on a terminal, else all; 0: all)",
     ),
@@ -250,7 +259,7 @@ def _print_answer(reader: Any, limit: int | None) -> None:
     most = limit if limit is not None else TERMINAL_ROWS if printing.on_terminal() else 0
     rows: list[Any] = []
     for batch in reader:
-        rows.extend(row.values() for row in batch.to_pylist())
+        rows.extend(printing.rows_of(batch))
         if most and len(rows) > most:
             break
     printing.print_table(reader.schema.names, rows[:most] if most else rows)
@@ -280,6 +289,11 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
+def _refused(error: UserError) -> int:
+    print(f"prefdata: {error}", file=sys.stderr)
+    return BAD_INPUT
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = parser().parse_args(argv)
@@ -287,8 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = args.run(args)
         sys.stdout.flush()
     except UserError as error:
-        print(f"prefdata: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return _refused(error)
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:

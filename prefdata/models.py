@@ -255,7 +255,7 @@ def _in_words(name: str) -> Iterator[None]:
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"model {name} comes with Python code of its own, which is not run unless you pass trust_remote_code."
+                f"model {name} comes with Python code of its own, which is not run unless you say --trust-remote-code."
             ) from error
         raise UserError(f"model {name} cannot be loaded as a causal language model: {_first_line(error)}") from error
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime, time
 from decimal import Decimal
+from itertools import count
 from typing import IO, TYPE_CHECKING, Any, TextIO
 
 from prefdata.errors import UserError
@@ -39,7 +40,21 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[Any]], *, title: 
 
 def print_arrow(table: "pa.Table", *, title: str | None = None) -> None:
     """An Arrow table on the standard output."""
-    print_table(table.column_names, [list(row.values()) for row in table.to_pylist()], title=title)
+    print_table(table.column_names, rows_of(table), title=title)
+
+
+def rows_of(data: "pa.Table | pa.RecordBatch") -> Iterator[tuple[Any, ...]]:
+    """Each row's values, by position: an answer may hold two columns of one name, and a dict would lose one."""
+    return zip(*(column.to_pylist() for column in data.columns), strict=True)
+
+
+def apart(names: Sequence[str]) -> list[str]:
+    """The names with every repeated one numbered: a, a_1. A name that stands there already is not taken twice."""
+    told: list[str] = []
+    for name in names:
+        free = (f"{name}_{number}" for number in count(1))
+        told.append(name if name not in told else next(new for new in free if new not in {*names, *told}))
+    return told
 
 
 def _draw(header: Sequence[str], rows: Sequence[Sequence[Any]], title: str | None) -> bool:
@@ -125,31 +140,34 @@ def write_csv(reader: "pa.RecordBatchReader", out: TextIO) -> None:
     """A header and one line per row; lists and structs as JSON, null as nothing."""
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(reader.schema.names)
-    for row in _rows(reader):
-        writer.writerow([_json(value) if isinstance(value, list | dict) else value for value in row.values()])
+    for batch in reader:
+        for row in rows_of(batch):
+            writer.writerow([_json(value) if isinstance(value, list | dict) else value for value in row])
 
 
 def write_json(reader: "pa.RecordBatchReader", out: TextIO) -> None:
-    """One array of objects. JSON has no NaN and no infinity: they become null."""
+    """One array of objects. JSON has no NaN and no infinity: they become null. A name that repeats is numbered."""
     before = "["
-    for row in _rows(reader):
+    for row in _objects(reader):
         out.write(f"{before}\n{_json(row)}")
         before = ","
     out.write("[]\n" if before == "[" else "\n]\n")
 
 
 def write_jsonl(reader: "pa.RecordBatchReader", out: TextIO) -> None:
-    """One object per line; NaN and infinity become null."""
-    out.writelines(f"{_json(row)}\n" for row in _rows(reader))
+    """One object per line, as `write_json` has them."""
+    out.writelines(f"{_json(row)}\n" for row in _objects(reader))
 
 
 def write_parquet(reader: "pa.RecordBatchReader", out: IO[bytes]) -> None:
-    """A Parquet file."""
+    """A Parquet file. A name that repeats is numbered, since few readers take a file with two of one name."""
     import pyarrow.parquet as pq
 
-    with pq.ParquetWriter(out, reader.schema, compression="zstd") as writer:
+    names = apart(reader.schema.names)
+    schema = reader.schema.empty_table().rename_columns(names).schema
+    with pq.ParquetWriter(out, schema, compression="zstd") as writer:
         for batch in reader:
-            writer.write_batch(batch)
+            writer.write_batch(batch.rename_columns(names))
 
 
 WRITERS: dict[str, Callable[["pa.RecordBatchReader", Any], None]] = {
@@ -186,9 +204,11 @@ def replacing(path: str, mode: str) -> Iterator[IO[Any]]:
             os.unlink(temporary)
 
 
-def _rows(reader: "pa.RecordBatchReader") -> Iterator[dict[str, Any]]:
+def _objects(reader: "pa.RecordBatchReader") -> Iterator[dict[str, Any]]:
+    names = apart(reader.schema.names)
     for batch in reader:
-        yield from batch.to_pylist()
+        for row in rows_of(batch):
+            yield dict(zip(names, row, strict=True))
 
 
 def _json(value: Any) -> str:
@@ -204,7 +224,8 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Decimal):
-        return _plain(float(value))
+        # sums of integers are decimals without a fraction, and may have more digits than a float
+        return int(value) if value.as_tuple().exponent == 0 else _plain(float(value))
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     return value if value is None or isinstance(value, str | int | bool) else str(value)

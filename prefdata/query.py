@@ -109,6 +109,10 @@ def check_reads_only(connection: duckdb.DuckDBPyConnection, query: str) -> None:
     if len(statements) != 1:
         raise UserError(f"give one SQL statement; found {len(statements)}")
     kind = statements[0].type.name
+    if kind == "MULTI":  # a PIVOT that first has to look which values there are, by a statement that writes
+        raise UserError(
+            "a pivot has to name the columns it makes: from (pivot TABLE on COLUMN in (VALUE, ...) using ...)"
+        )
     text = _EXPLAIN.sub("", query, count=1) if kind == "EXPLAIN" else query
     parsed = connection.execute("select json_serialize_sql(?)", [text]).fetchall()[0][0]
     tree = json.loads(parsed)

@@ -107,6 +107,17 @@ def test_verify_goes_on_after_a_manifest_that_cannot_be_read(run, root):
     assert "v2: sound" in out
 
 
+def test_verify_goes_on_after_a_version_that_is_not_there(run, root):
+    status, out, err = run("verify", "v1", "v99", "v2")
+    assert (status, out) == (2, "v1: sound\nv2: sound\n")
+    assert err.startswith("prefdata: there is no version or tag 'v99'")
+    Storage(root).write("v2/manifest.json", b"{")
+    status, out, _ = run("verify", "v99", "v2", "v1")
+    assert status == 2
+    assert out.startswith("v2: 1 problem\n")
+    assert out.endswith("v1: sound\n")
+
+
 def test_a_damaged_version_is_said_where_the_others_are_listed(run, root):
     Storage(root).write("v1/manifest.json", b"{}")
     status, out, err = run("versions")
@@ -190,6 +201,47 @@ def test_json_is_valid_whatever_the_values(run):
     assert row["b"] == [1.5, None]
     assert row["c"] == {"k": "2026-01-02"}
     assert row["d"] == 1.25
+
+
+TWICE = "select 1 as a, 2 as a, 3 as a_1, 4 as a"
+
+
+def test_columns_of_one_name_are_all_there(run, tmp_path):
+    assert run("sql", TWICE)[1].split() == ["a", "a", "a_1", "a", "1", "2", "3", "4"]
+    assert run("sql", TWICE, "--format", "csv")[1] == "a,a,a_1,a\n1,2,3,4\n"
+    apart = {"a": 1, "a_2": 2, "a_1": 3, "a_3": 4}
+    assert json.loads(run("sql", TWICE, "--format", "json")[1]) == [apart]
+    assert json.loads(run("sql", TWICE, "--format", "jsonl")[1]) == apart
+    path = tmp_path / "twice.parquet"
+    assert run("sql", TWICE, "-o", str(path))[0] == 0
+    assert pq.read_table(path).to_pylist() == [apart]
+
+
+def test_columns_of_one_name_on_a_terminal(run, terminal):
+    assert run("sql", TWICE)[1].split()[-4:] == ["1", "2", "3", "4"]
+
+
+def test_a_join_keeps_the_same_column_of_both_sides(run):
+    status, out, _ = run("sql", "select a.row_id, b.row_id from v1 a join v2 b using (prompt_id)", "--format", "json")
+    assert status == 0
+    assert [list(row) for row in json.loads(out)] == [["row_id", "row_id_1"]]
+
+
+@pytest.mark.parametrize("format_", ["json", "jsonl"])
+def test_integers_keep_all_their_digits(format_, run):
+    long = 12345678901234567890123456789
+    question = f"select sum(rows) as total, {long}::hugeint as long, [{long}::hugeint] as many, 2.00::decimal(4, 2) as part from versions"
+    found = json.loads(run("sql", question, "--format", format_)[1], parse_float=lambda text: ("float", text))
+    row = found if format_ == "jsonl" else found[0]
+    assert row == {"total": 2, "long": long, "many": [long], "part": ("float", "2.0")}
+
+
+@pytest.mark.parametrize("limit", ["-1", "1.5", "ten", ""])
+def test_a_limit_counts_rows(limit, run, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("sql", "from versions", "--limit", limit)
+    assert stopped.value.code == 2
+    assert f"{limit!r} is not a whole number from 0 on" in capsys.readouterr().err
 
 
 def test_an_empty_answer_is_valid_in_every_format(run):

@@ -3,13 +3,17 @@
 import importlib
 import math
 import re
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import pyarrow as pa
 import pytest
 
 from prefdata.errors import UserError
+from prefdata.storage import Storage
 from prefdata.versions import Version
+from schemas.manifest import Manifest
 from schemas.pairs import BASE, REFERENCE
 from tests.tiny_world import completion_rows, pair_rows, publish, save_model, table, with_reference
 from trainers import contract
@@ -17,6 +21,7 @@ from trainers.contract import MissingColumns, check, check_rows
 from trainers.objectives import find
 
 SIDES = ("chosen", "rejected")
+V7 = Version(Storage("data/v7"), cast(Manifest, {"version": "v7"}))  # what a refusal of its rows says of it
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +42,10 @@ def demonstrations(model: str, tmp_path_factory: pytest.TempPathFactory) -> Vers
     )
 
 
-def test_missing_columns_name_the_flow_and_what_can_be_trained_as_is(plain: Version) -> None:
+def test_missing_columns_name_the_flow_and_what_can_be_trained_as_is(
+    plain: Version, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFDATA_ROOT", plain.root)
     with pytest.raises(MissingColumns) as refused:
         check(plain, find("dpo"))
     assert str(refused.value) == (
@@ -84,14 +92,12 @@ def row(**changes: Any) -> Any:
         "ref_chosen_logps": -float(chosen),
         "ref_rejected_logps": -float(rejected),
     }
-    import pyarrow as pa
-
     return pa.Table.from_pylist([good | reference | changes], schema=pa.unify_schemas([BASE, REFERENCE]))
 
 
 def test_a_good_row_passes() -> None:
-    check_rows(row(), SIDES, "v1")
-    check_rows(row(ref_chosen_logps=5e-5), SIDES, "v1")  # rounding of a certain answer
+    check_rows(row(), SIDES, V7)
+    check_rows(row(ref_chosen_logps=5e-5), SIDES, V7)  # rounding of a certain answer
 
 
 @pytest.mark.parametrize(
@@ -111,7 +117,7 @@ def test_a_good_row_passes() -> None:
 )
 def test_a_bad_row_is_named(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError) as refused:
-        check_rows(row(**changes), SIDES, "v7")
+        check_rows(row(**changes), SIDES, V7)
     assert said in str(refused.value)
     assert "v7" in str(refused.value)
     assert row()["row_id"][0].as_py() in str(refused.value)
@@ -122,17 +128,17 @@ def test_one_bad_token_among_good_ones_is_found(bad: float) -> None:
     good = table(pair_rows(1))
     logps = [-1.0] * (good["rejected_tokens"][0].as_py() - 1) + [bad]
     with pytest.raises(UserError, match="ref_rejected_token_logps holds"):
-        check_rows(row(ref_rejected_token_logps=logps), SIDES, "v1")
+        check_rows(row(ref_rejected_token_logps=logps), SIDES, V7)
 
 
 def test_a_mask_that_keeps_nothing_is_refused_even_if_the_count_agrees() -> None:
     length = len(pair_rows(1)[0]["chosen_ids"])
     with pytest.raises(UserError, match="chosen has no scored token"):
-        check_rows(row(chosen_loss_mask=[False] * length, chosen_tokens=0), SIDES, "v1")
+        check_rows(row(chosen_loss_mask=[False] * length, chosen_tokens=0), SIDES, V7)
 
 
 def test_masks_are_counted_row_by_row() -> None:
-    check_rows(table(pair_rows(5, masked=True) + pair_rows(5, seed=1)), SIDES, "v1")
+    check_rows(table(pair_rows(5, masked=True) + pair_rows(5, seed=1)), SIDES, V7)
 
 
 def test_another_tokenizer_is_said_with_the_flow(plain: Version) -> None:
@@ -156,7 +162,7 @@ def test_the_commands_that_errors_give_are_commands(plain: Version, demonstratio
     for refuse in (
         lambda: check(plain, find("dpo")),
         lambda: check(demonstrations, find("orpo")),
-        lambda: check_rows(row(ref_chosen_logps=None), SIDES, "v1"),
+        lambda: check_rows(row(ref_chosen_logps=None), SIDES, V7),
         lambda: contract.check_tokenizer(plain, ["a difference"], "org/model"),
         lambda: contract.check_lengths(plain, 65, 64, "org/model"),
     ):
@@ -166,4 +172,29 @@ def test_the_commands_that_errors_give_are_commands(plain: Version, demonstratio
     commands = [match for text in said for match in re.findall(r"python -m (flows\.\w+) (.*)", text)]
     assert len(commands) == len(said)
     for module, arguments in commands:
-        importlib.import_module(module).deployable.parser().parse_args(arguments.split())
+        importlib.import_module(module).deployable.parser().parse_args(shlex.split(arguments))
+
+
+def test_the_commands_that_errors_give_find_a_version_below_another_root(model: str, tmp_path: Path) -> None:
+    root = tmp_path / "other data"  # a shell must read it as one word
+    version = publish(root, {"train": table(pair_rows(2))}, model)
+    unscored = version.table("train").append_column("ref_chosen_logps", pa.nulls(2, pa.float32()))
+    for refuse in (
+        lambda: check(version, find("dpo")),
+        lambda: check_rows(unscored, SIDES, version),
+        lambda: contract.check_tokenizer(version, ["a difference"], "org/model"),
+        lambda: contract.check_lengths(version, 65, 64, "org/model"),
+    ):
+        with pytest.raises(UserError) as refused:
+            refuse()
+        [(module, arguments)] = re.findall(r"python -m (flows\.\w+) (.*)", str(refused.value))
+        given = importlib.import_module(module).deployable.parser().parse_args(shlex.split(arguments))
+        assert given.root == str(root)
+
+
+def test_the_default_root_is_not_spelt_out(model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PREFDATA_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    version = publish(tmp_path / "data", {"train": table(pair_rows(2))}, model)
+    with pytest.raises(MissingColumns, match="add_reference v1\n"):
+        check(version, find("dpo"))

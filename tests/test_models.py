@@ -127,7 +127,7 @@ def break_other_shapes(folder: Path) -> None:
         (break_config_json, "JSON"),
         (break_not_causal, "causal"),
         (break_unknown_type, "no-such-type"),
-        (break_needs_code, "trust_remote_code"),
+        (break_needs_code, "unless you say --trust-remote-code"),
         (break_more_layers_than_weights, r"lack \d+ weights"),
         (break_other_shapes, r"intermediate_size|lack|shape|size"),
     ],

@@ -156,6 +156,14 @@ def test_what_writes_is_refused(text, root, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("text", ["{}", "from ({})", "with x as ({}) from x", "explain {}"])
+def test_a_pivot_that_does_not_name_its_columns_is_told_how(text, root):
+    bare = "pivot lengths on split using first(mean) group by version, side"
+    with pytest.raises(UserError, match=r"from \(pivot TABLE on COLUMN in \(VALUE, "):
+        query.sql(text.format(bare), root)
+    assert query.sql(text.format(bare.replace("on split", "on split in ('train')")), root).num_rows > 0
+
+
 READS = [
     "select 'copy' as type",
     "from versions",

@@ -1,5 +1,6 @@
 """The loop around the losses: counts, batches, checkpoints, resuming, refusals. On a model of 20,000 parameters."""
 
+import errno
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ import pyarrow as pa
 import pytest
 import torch
 from torch.testing import assert_close
+from transformers import TrainerControl
 
 from prefdata import logprobs, models
 from prefdata.errors import UserError
@@ -27,7 +30,7 @@ from trainers import agreement, contract, data, run, runs
 from trainers import train as training
 from trainers.loop import Loop, NotFinite, Task, step, sum_scored
 from trainers.objectives import OBJECTIVES, Pair, ReferencedPair, find
-from trainers.progress import Cadence
+from trainers.progress import Cadence, Interrupt
 from trainers.run import Options, RunResult, train
 
 LOSSES = pytest.mark.parametrize("loss", sorted(OBJECTIVES))
@@ -439,6 +442,104 @@ def test_two_processes_never_train_one_run(options: Options) -> None:
     held.release()
 
 
+def test_a_run_that_another_process_finished_meanwhile_is_not_trained_again(
+    options: Options, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finishes between the first look at run.json and the lock."""
+    train(options, say=stop_after(1))
+    folder = Path("runs/v1-dpo-1")
+    true_lock = runs._lock
+
+    def finish_then_lock(where: Path) -> Any:
+        content = json.loads((folder / "run.json").read_text())
+        (folder / "run.json").write_text(json.dumps(content | {"status": "finished"}))
+        return true_lock(where)
+
+    monkeypatch.setattr(runs, "_lock", finish_then_lock)
+    with pytest.raises(
+        UserError, match="another process has just finished this very run: its model is in runs/v1-dpo-1"
+    ):
+        train(options, say=Talk())
+    true_lock(folder).close()  # it was given back
+
+
+def test_a_run_folder_that_cannot_be_written_is_one_sentence(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(options, say=stop_after(1))
+    folder = Path("runs/v1-dpo-1")
+    (folder / "lock").unlink()
+    (folder / "lock").mkdir()  # not even root can open it
+    with pytest.raises(UserError, match="cannot write in the run folder runs/v1-dpo-1: Is a directory"):
+        train(options, say=Talk())
+    (folder / "lock").rmdir()
+
+    def read_only(*_: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", read_only)
+        with pytest.raises(UserError, match="cannot write in the run folder runs/v1-dpo-1: Read-only file system"):
+            train(options, say=Talk())
+    assert train(options, say=Talk()).finished
+
+
+def test_a_file_system_without_locks_is_not_another_process(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    with pytest.raises(UserError, match="v1-dpo-1 cannot be locked: No locks available"):
+        train(options, say=Talk())
+    assert not list(Path("runs").iterdir())
+
+
+def test_an_edited_template_is_another_run_and_a_renamed_one_is_not(
+    options: Options, version: Version, model: str, tmp_path: Path
+) -> None:
+    text = "{% for m in messages %}{{ m.content }} </s>{% endfor %}"
+    first, renamed = tmp_path / "first.jinja", tmp_path / "renamed.jinja"
+    first.write_text(text)
+    renamed.write_text(text)
+
+    def config() -> dict[str, Any]:
+        renderer = Renderer.load(model, chat_template=str(first))
+        asked = replace(options, chat_template=str(first))
+        return training._config(asked, version, find("dpo"), {}, models.describe(model), renderer)
+
+    before = config()
+    first.write_text("{# edited #}" + text)
+    assert config() != before
+    first.write_text(text)
+    assert config() == before
+
+    templated = publish(
+        tmp_path / "templated",
+        {"train": table(pair_rows(9))},
+        model,
+        tokenizer=Renderer.load(model, chat_template=str(first)).fingerprint,
+    )
+    asked = replace(options, data=templated.url, loss="sft", model=model, steps=3)
+    stopped = train(replace(asked, chat_template=str(first)), say=stop_after(1))
+    assert train(replace(asked, chat_template=str(renamed)), say=Talk()).folder == stopped.folder
+
+
+def test_a_signal_is_heard_at_once_and_spoken_of_at_the_end_of_the_step() -> None:
+    """A print from the handler could cut into a print under way, which raises."""
+    talk = Talk()
+    state, control = SimpleNamespace(global_step=3, max_steps=9), TrainerControl()
+    with Interrupt(talk) as interrupt:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.asked
+        assert talk == []
+        for _ in range(2):
+            interrupt.on_step_end(None, state, control)
+        assert control.should_save
+        assert control.should_training_stop
+        assert len(talk) == 1
+        assert "stopping after this step" in talk.text
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_out_is_the_folder_and_never_overwrites(options: Options, tmp_path: Path) -> None:
     here = replace(options, out="here", steps=1)
     first = train(here, say=Talk())
@@ -494,6 +595,16 @@ def test_a_last_step_that_ruins_the_model_is_no_finished_run(options: Options) -
         train(replace(options, steps=1, lr=1e38), say=Talk())
     assert json.loads(Path("runs/v1-dpo-1/run.json").read_text())["status"] == "begun"
     assert not list(Path("runs/v1-dpo-1").glob("checkpoint-*"))
+
+
+def test_weights_ruined_by_the_very_last_update_are_never_saved(model: str, options: Options, tmp_path: Path) -> None:
+    """No test rows, so nothing after that update looks at the model."""
+    version = publish(tmp_path / "c", {"train": table(completion_rows(20), "completions")}, model, kind="completions")
+    with pytest.raises(NotFinite, match="is not finite after step 1"):
+        train(replace(options, data=version.url, loss="sft", steps=1, lr=1e39), say=Talk())
+    folder = Path("runs/v1-sft-1")
+    assert json.loads((folder / "run.json").read_text())["status"] == "begun"
+    assert not list(folder.rglob("*.safetensors"))
 
 
 def find_version(options: Options) -> Version:
@@ -571,12 +682,19 @@ def test_a_model_with_other_weights_than_the_manifest_says_must_be_asked_for(
     (moved / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="with digest 000000000000"):
         train(replace(options, data=str(moved)), say=Talk())
+    for loss in ("orpo", "sft"):  # they don't read it
+        talk = Talk()
+        assert train(replace(options, data=str(moved), loss=loss, steps=1), say=talk).finished
+        [notice] = [line for line in talk if line.startswith("notice: ")]
+        assert "with digest 000000000000" in notice
+        assert f"--loss {loss} does not read that reference" in notice
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"epochs": 0}, "--epochs is 0"),
+        ({"epochs": 0, "steps": None}, "--epochs is 0"),
+        ({"epochs": 2.0}, "--steps 12 and --epochs 2 both say how long the run is"),
         ({"lr": -1.0}, "--lr is -1"),
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"lr": math.nan}, "--lr is nan"),
@@ -593,6 +711,32 @@ def test_bad_options_are_one_sentence(options: Options, wrong: dict[str, Any], s
         train(replace(options, **wrong), say=Talk())
     assert said in str(refused.value)
     assert not Path("runs").exists()
+
+
+def test_an_ambiguous_loss_is_told_apart_in_one_message() -> None:
+    with pytest.raises(UserError) as refused:
+        find("RPO")
+    assert str(refused.value) == (
+        "--loss RPO has 3 meanings: Relative Preference Optimization (Yin et al. 2024) = relative_po; DPO with a likelihood"
+        " term on chosen (IRPO, Llama 3.1) = dpo_nll; Reward-aware Preference Optimization (Nemotron-4). None of these is"
+        f" offered yet; the losses there are: {', '.join(sorted(OBJECTIVES))}."
+    )
+
+
+def test_an_ambiguous_loss_says_which_of_its_meanings_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(OBJECTIVES, "dpo_nll", OBJECTIVES["dpo"])
+    with pytest.raises(UserError, match=r"Of these there is dpo_nll; the losses there are: .*dpo_nll"):
+        find("rpo")
+
+
+def test_a_run_is_one_epoch_unless_its_length_is_said(options: Options) -> None:
+    """69 rows in steps of 64."""
+    wide = replace(options, batch_size=64, accumulate=1, steps=None)
+    assert train(wide, say=Talk()).steps == 2
+    assert train(replace(wide, epochs=1.0, out="same"), say=Talk()).steps == 2
+    asked = [json.loads((Path(at) / "run.json").read_text())["config"] for at in ("runs/v1-dpo-1", "same")]
+    assert asked[0] == asked[1]
+    assert train(replace(wide, epochs=2.0), say=Talk()).steps == 4
 
 
 # -- step 0 --------------------------------------------------------------------------------------------------------

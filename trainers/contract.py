@@ -4,13 +4,16 @@ What decides: the kind of version, its columns, the tokenizer and chat template 
 values themselves. The reference matters only to objectives that read it; the policy may be any model.
 """
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from prefdata import versions
 from prefdata.errors import UserError
+from prefdata.storage import Storage
 from prefdata.versions import Version
 from schemas.stats import POSITIVE_LOGP
 from trainers.objectives import OBJECTIVES, Objective
@@ -36,13 +39,13 @@ def check(version: Version, objective: Objective) -> None:
     if missing:
         raise MissingColumns(
             f"--loss {objective.name} reads {' and '.join(missing)}, which data version {version.name} does not have.\n"
-            f"Add them:  {_scores(version.name)}\n{_as_it_is(version.name, usable)}"
+            f"Add them:  {_scores(version)}\n{_as_it_is(version.name, usable)}"
         )
     if objective.batch.referenced and not version.manifest["reference"]:
         raise MissingColumns(
             f"data version {version.name} does not say which model its reference log-probs come from, and --loss"
             f" {objective.name} reads them.\n"
-            f"Score them again:  {_scores(version.name)}"
+            f"Score them again:  {_scores(version)}"
         )
 
 
@@ -67,7 +70,7 @@ def check_tokenizer(version: Version, differences: Sequence[str], model: str) ->
             f"the tokens of data version {version.name} were not made with the tokenizer and chat template of {model}:"
             f" {'; '.join(differences)}.\n"
             f"Train a model that has them, say --chat-template version if the template alone differs and is to be learnt,"
-            f" or make a version for this model:  python -m flows.ingest SOURCE --model {model}"
+            f" or make a version for this model:  {_flow(version, 'ingest', 'SOURCE', '--model', model)}"
         )
 
 
@@ -77,20 +80,20 @@ def check_lengths(version: Version, longest: int, room: int | None, model: str) 
         raise UserError(
             f"the longest row of data version {version.name} has {longest} tokens, and {model} has positions for {room}.\n"
             f"Train a model with more, or make a version of shorter rows:"
-            f"  python -m flows.ingest SOURCE --model {model} --max-length {room}"
+            f"  {_flow(version, 'ingest', 'SOURCE', '--model', model, '--max-length', str(room))}"
         )
 
 
-def check_rows(rows: pa.Table, sides: Sequence[str], version: str) -> None:
+def check_rows(rows: pa.Table, sides: Sequence[str], version: Version) -> None:
     """UserError if a row can't be trained on: nothing scored, a count that is not the mask's, or a bad log-prob."""
     _refuse(
         rows,
         pc.less(pc.list_value_length(rows["prompt_ids"]), 1),
-        version,
+        version.name,
         "prompt_ids is empty, so nothing predicts the answer",
     )
     for side in sides:
-        _check_counts(rows, side, version)
+        _check_counts(rows, side, version.name)
         for name in (f"ref_{side}_token_logps", f"ref_{side}_logps"):
             if name in rows.column_names:
                 _check_logps(rows, name, version)
@@ -128,20 +131,20 @@ def _kept(masks: pa.ChunkedArray) -> pa.Array:
     return pa.array([found.get(row, 0) for row in range(len(joined))], pa.int64())
 
 
-def _check_logps(rows: pa.Table, name: str, version: str) -> None:
+def _check_logps(rows: pa.Table, name: str, version: Version) -> None:
     side = name.removeprefix("ref_").removesuffix("_logps").removesuffix("_token")
     flow = f"score them again:  {_scores(version)}"
     column = rows[name]
-    _refuse(rows, pc.is_null(column), version, f"{name} is missing", flow)
+    _refuse(rows, pc.is_null(column), version.name, f"{name} is missing", flow)
     if not pa.types.is_list(column.type):
         most = pc.multiply(pc.cast(rows[f"{side}_tokens"], pa.float64()), POSITIVE_LOGP)
-        _refuse_logps(rows, name, column, pc.greater(column, most), range(len(column)), version, flow)
+        _refuse_logps(rows, name, column, pc.greater(column, most), range(len(column)), version.name, flow)
         return
     wrong = pc.not_equal(pc.list_value_length(column), pc.list_value_length(rows[f"{side}_ids"]))
-    _refuse(rows, wrong, version, f"{name} has not one value per token", flow)
+    _refuse(rows, wrong, version.name, f"{name} has not one value per token", flow)
     joined = column.combine_chunks()
     values, owners = joined.flatten(), pc.list_parent_indices(joined).to_numpy()
-    _refuse_logps(rows, name, values, pc.greater(values, POSITIVE_LOGP), owners, version, flow)
+    _refuse_logps(rows, name, values, pc.greater(values, POSITIVE_LOGP), owners, version.name, flow)
 
 
 def _refuse_logps(rows: pa.Table, name: str, values: Any, positive: Any, owners: Any, version: str, flow: str) -> None:
@@ -165,12 +168,19 @@ def _refuse(rows: pa.Table, bad: Any, version: str, what: str, then: str = "buil
         raise UserError(f"{len(places)} rows of data version {version}: {what} (the first is row {row}); {then}")
 
 
-def _scores(version: str) -> str:
-    return f"python -m flows.add_reference {version}"
+def _scores(version: Version) -> str:
+    return _flow(version, "add_reference", version.name)
 
 
 def _makes_kind(version: Version) -> str:
-    return f"Make pairs from it:  python -m flows.build_sapo_negatives {version.name}"
+    return f"Make pairs from it:  {_flow(version, 'build_sapo_negatives', version.name)}"
+
+
+def _flow(version: Version, flow: str, *arguments: str) -> str:
+    """The command of a flow, as a shell reads it; it works below the version's root, named where it is not the default."""
+    default = Storage(versions.root()).url
+    root = () if version.root == default else ("--root", version.root)
+    return f"python -m flows.{flow} {shlex.join([*arguments, *root])}"
 
 
 def _as_it_is(version: str, usable: Sequence[str]) -> str:

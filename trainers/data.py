@@ -166,7 +166,7 @@ class EpochOrder(Sampler[int]):
 
 def _checked(version: Version, split: str, names: Sequence[str], sides: Sequence[str]) -> Iterator[pa.Table]:
     for table in version.batches(split, columns=names, rows=ROWS_PER_BATCH):
-        contract.check_rows(table, sides, version.name)
+        contract.check_rows(table, sides, version)
         yield table
 
 

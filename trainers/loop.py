@@ -201,6 +201,16 @@ class Loop(Trainer):
             )
         return norm
 
+    def _refuse_ruined_weights(self) -> None:
+        """The loss and gradient of a step are judged before its update, and after the last update there may be neither."""
+        model: Any = self.model
+        for name, weight in model.named_parameters():
+            if not bool(torch.isfinite(weight).all()):
+                raise NotFinite(
+                    f"{name} is not finite after step {self.state.global_step}, so the model is of no use; what was saved"
+                    f" before in {self.args.output_dir} stays. A smaller --lr is the usual cure."
+                )
+
     def _stopped(self, what: str, row_ids: Sequence[str]) -> str:
         shown = ", ".join(row_ids[:5]) + (f" and {len(row_ids) - 5} more" if len(row_ids) > 5 else "")
         return (
@@ -245,7 +255,11 @@ class Loop(Trainer):
 
     @override
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The model and its tokenizer, without the pickle of the arguments: run.json says them in words."""
+        """The model and its tokenizer, without the pickle of the arguments: run.json says them in words.
+
+        Weights that are not finite are never written, be it as a checkpoint or as the run's model.
+        """
+        self._refuse_ruined_weights()
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or str(self.args.output_dir))
         with contextlib.suppress(FileNotFoundError):

@@ -41,6 +41,7 @@ class Interrupt(TrainerCallback):
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.asked = False
+        self._said = False
         self._say = say
         self._before: dict[int, Any] = {}
 
@@ -62,12 +63,14 @@ class Interrupt(TrainerCallback):
         if self.asked and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
+            if not self._said:
+                self._said = True
+                self._say("\nstopping after this step, with a checkpoint; once more to stop at once")
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         if self.asked:
             raise KeyboardInterrupt
-        self.asked = True
-        self._say("\nstopping after this step, with a checkpoint; once more to stop at once")
+        self.asked = True  # said at the end of the step: a handler that prints can cut into another print
 
 
 class Progress(TrainerCallback):

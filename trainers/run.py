@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         "--list", action="store_true", help="print every loss with what it reads, its source and knobs, and stop"
     )
     how = line.add_argument_group("how")
-    how.add_argument("--epochs", type=float, default=Options.epochs, help="passes over the train rows")
+    how.add_argument("--epochs", type=float, help="passes over the train rows; unset: 1, or what --steps says")
     how.add_argument("--steps", type=int, help="optimiser steps, instead of --epochs")
     how.add_argument("--lr", type=float, help="peak learning rate; unset: the loss's own")
     how.add_argument("--batch-size", type=int, default=Options.batch_size, help="rows per forward")

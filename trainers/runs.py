@@ -75,11 +75,15 @@ def claim(config: Mapping[str, Any], *, out: str | None, fresh: bool, runs: str 
             if known is None or known["config"] != config:
                 continue
             if known["status"] != "finished":
-                return _go_on(folder, config)
+                return _take(folder, config, continues=True), _going_on(folder)
             finished = folder
     folder = _next(Path(runs), config)
     said = f"{finished} is an equal run and finished; this is another, {folder}" if finished else f"new run {folder}"
-    return _begin(folder, config), said
+    try:
+        return _take(folder, config, continues=False), said
+    except UserError:
+        shutil.rmtree(folder, ignore_errors=True)  # this process made it, and it holds nothing
+        raise
 
 
 def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -104,13 +108,13 @@ def _claim_named(folder: Path, config: Mapping[str, Any], fresh: bool) -> tuple[
             raise UserError(f"--out {folder} exists and is no run: give a folder that is new or empty.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return _begin(folder, config), f"new run {folder}"
         except OSError as problem:
             raise UserError(f"cannot make the run folder --out {folder}: {problem.strerror or problem}.") from problem
+        return _take(folder, config, continues=False), f"new run {folder}"
     if fresh or known["config"] != config:
         why = "and --fresh wants another" if fresh else f"with other settings ({_differences(known['config'], config)})"
         raise UserError(f"--out {folder} holds a run already, {why}: give another folder, or leave --out away.")
-    return _go_on(folder, config)
+    return _take(folder, config, continues=True), _going_on(folder)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
@@ -118,29 +122,54 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}: {old.get(name)} then, {new.get(name)} now" for name in names[:3])
 
 
-def _go_on(folder: Path, config: Mapping[str, Any]) -> tuple[Run, str]:
-    run = Run(folder, config, True, _lock(folder))
-    for spooled in folder.glob(f"{SPOOL}*"):  # what a killed process left
-        spooled.unlink()
-    return run, f"going on with the unfinished run {folder}"
+def _going_on(folder: Path) -> str:
+    return f"going on with the unfinished run {folder}"
 
 
-def _begin(folder: Path, config: Mapping[str, Any]) -> Run:
-    run = Run(folder, config, False, _lock(folder))
-    run.write("begun")
+def _take(folder: Path, config: Mapping[str, Any], *, continues: bool) -> Run:
+    """Hold the folder. UserError if another process has it or has just finished it, or if nothing can be written there."""
+    run = Run(folder, config, continues, _lock(folder))
+    try:
+        if finished(folder, config):  # between the first look and the lock
+            raise UserError(f"another process has just finished this very run: its model is in {folder}.")
+        for spooled in folder.glob(f"{SPOOL}*"):  # what a killed process left
+            spooled.unlink()
+        run.write("begun")
+    except UserError:
+        run.release()
+        raise
+    except OSError as problem:
+        run.release()
+        raise _not_writable(folder, problem) from problem
     return run
 
 
 def _lock(folder: Path) -> IO[str]:
-    handle = (folder / LOCK).open("a", encoding="utf-8")
+    try:
+        handle = (folder / LOCK).open("a", encoding="utf-8")
+    except OSError as problem:
+        raise _not_writable(folder, problem) from problem
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         handle.close()
         raise UserError(
             f"{folder} is being trained by another process: wait for it, or start another run with --fresh."
         ) from None
+    except OSError as problem:
+        handle.close()
+        raise UserError(
+            f"the run folder {folder} cannot be locked: {problem.strerror or problem}. Give one on a file system that has"
+            " locks with --out."
+        ) from problem
     return handle
+
+
+def _not_writable(folder: Path, problem: OSError) -> UserError:
+    return UserError(
+        f"cannot write in the run folder {folder}: {problem.strerror or problem}. Make it writable, or give another folder"
+        " with --out."
+    )
 
 
 def _stem(config: Mapping[str, Any]) -> str:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SCHEDULE = "linear"  # after the warm-up, down to 0 at the last step
 # options that stand in a run's configuration in a decided form, or not at all
-_DECIDED = ("data", "loss", "set", "model", "root", "out", "fresh", "lr", "dtype")
+_DECIDED = ("data", "loss", "set", "model", "chat_template", "root", "out", "fresh", "epochs", "lr", "dtype")
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Options:
     root: str | None = None  # where versions are
     out: str | None = None
     fresh: bool = False
-    epochs: float = 1.0
+    epochs: float | None = None  # 1 if steps are not given either
     steps: int | None = None  # instead of epochs
     batch_size: int = 8  # rows per forward
     accumulate: int = 4  # forwards per step
@@ -81,9 +81,9 @@ def train(options: Options, *, say: Say = print) -> RunResult:
     version = versions.find(options.data, root=options.root, kinds=_latest_kinds(options.data, objective))
     contract.check(version, objective)
     model = _model_name(version, options.model)
-    description = _describe(models, version, model, asked=options.model is not None)
+    description = _describe(models, version, model, objective, asked=options.model is not None, say=say)
     renderer = _renderer(version, model, options)
-    config = _config(options, version, objective, knobs, description)
+    config = _config(options, version, objective, knobs, description, renderer)
     done = runs.finished(Path(options.out), config) if options.out and not options.fresh else None
     if done:
         say(f"{options.out} holds this very run, finished; nothing was trained")
@@ -162,6 +162,10 @@ def _check_numbers(options: Options) -> None:
     for name, value in positive.items():
         if value is not None and not (math.isfinite(value) and value > 0):
             raise UserError(f"{name} is {value:g}; it must be above 0.")
+    if options.steps is not None and options.epochs is not None:
+        raise UserError(
+            f"--steps {options.steps} and --epochs {options.epochs:g} both say how long the run is: give one of them."
+        )
     if not (math.isfinite(options.warmup) and options.warmup >= 0):
         raise UserError(
             f"--warmup is {options.warmup:g}; it must be a share of the steps (0 to 1), or a number of steps."
@@ -192,7 +196,9 @@ def _model_name(version: "Version", given: str | None) -> str:
     raise UserError(f"data version {version.name} names no model: say which to train with --model.")
 
 
-def _describe(models: Any, version: "Version", model: str, *, asked: bool) -> dict[str, Any]:
+def _describe(
+    models: Any, version: "Version", model: str, objective: "Objective", *, asked: bool, say: Say
+) -> dict[str, Any]:
     try:
         found: dict[str, Any] = models.describe(model)
     except UserError as problem:
@@ -202,14 +208,23 @@ def _describe(models: Any, version: "Version", model: str, *, asked: bool) -> di
             f"data version {version.name} was made with a model that is not there now: {problem}\nSay which to train with --model."
         ) from problem
     if not asked:
-        for role in ("reference", "generator"):
-            entry: Mapping[str, Any] = version.manifest.get(role) or {}  # type: ignore[assignment]
-            if entry.get("name") == model and entry.get("digest") != found["digest"]:
-                raise UserError(
-                    f"the {role} of data version {version.name} was {model} with digest {str(entry.get('digest'))[:12]}, and the"
-                    f" model there now has {found['digest'][:12]}.\nIf that is the one to train, say so with --model {model}"
-                )
+        _check_weights(version, model, found["digest"], objective, say)
     return found
+
+
+def _check_weights(version: "Version", model: str, digest: str, objective: "Objective", say: Say) -> None:
+    """Other weights than the manifest's are refused where the loss compares with them, and said where it does not."""
+    for role in ("reference", "generator"):
+        entry: Mapping[str, Any] = version.manifest.get(role) or {}  # type: ignore[assignment]
+        if entry.get("name") != model or entry.get("digest") == digest:
+            continue
+        found = (
+            f"the {role} of data version {version.name} was {model} with digest {str(entry.get('digest'))[:12]}, and the"
+            f" model there now has {digest[:12]}"
+        )
+        if role == "reference" and objective.batch.referenced:
+            raise UserError(f"{found}.\nIf that is the one to train, say so with --model {model}")
+        say(f"notice: {found}; --loss {objective.name} does not read that {role}, so the model there now is trained")
 
 
 def _renderer(version: "Version", model: str, options: Options) -> "Renderer":
@@ -238,6 +253,7 @@ def _config(
     objective: "Objective",
     knobs: Mapping[str, Any],
     description: Mapping[str, Any],
+    renderer: "Renderer",
 ) -> dict[str, Any]:
     """What makes two runs the same run; everything undecided is decided here."""
     plain = {name: value for name, value in asdict(options).items() if name not in _DECIDED}
@@ -251,6 +267,8 @@ def _config(
         "loss": objective.name,
         "knobs": dict(knobs),
         "policy": {"name": description["name"], "digest": description["digest"], "commit": description.get("commit")},
+        "chat_template": renderer.fingerprint["template_digest"],  # a file's name would not say that it was edited
+        "epochs": None if options.steps else options.epochs or 1.0,
         "lr": options.lr or objective.lr,
         "dtype": options.dtype or _default_dtype(),
         "schedule": SCHEDULE,

@@ -1,6 +1,6 @@
 """A dict and a decorator. `trainers.objectives` imports each file of losses by name: no scanning, no plugins."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -36,11 +36,11 @@ class Objective:
 
 OBJECTIVES: dict[str, Objective] = {}
 
-# Names that mean several things in the literature, and what to say instead.
+# Names that mean several things in the literature, and what each meaning is or will be called here.
 AMBIGUOUS: dict[str, tuple[tuple[str, str], ...]] = {
     "rpo": (
-        ("DPO with a likelihood term on chosen (IRPO, Llama 3.1)", "dpo_nll"),
         ("Relative Preference Optimization (Yin et al. 2024)", "relative_po"),
+        ("DPO with a likelihood term on chosen (IRPO, Llama 3.1)", "dpo_nll"),
         ("Reward-aware Preference Optimization (Nemotron-4)", ""),
     )
 }
@@ -75,17 +75,17 @@ def find(name: str) -> Objective:
     if name in OBJECTIVES:
         return OBJECTIVES[name]
     if name.lower() in AMBIGUOUS:
-        meanings = "; ".join(_meaning(text, called) for text, called in AMBIGUOUS[name.lower()])
-        raise UserError(
-            f"--loss {name} has {len(AMBIGUOUS[name.lower()])} meanings: {meanings}. Say which by its own name: {_names()}."
-        )
+        raise UserError(_ambiguous(name, AMBIGUOUS[name.lower()]))
     raise UserError(
         f"--loss {name}: there is no such loss; there are {_names()} (python -m trainers.run --list says what each reads)."
     )
 
 
-def _meaning(text: str, called: str) -> str:
-    return f"{text}, called {called} here" if called in OBJECTIVES else f"{text}, not offered here"
+def _ambiguous(name: str, meanings: Sequence[tuple[str, str]]) -> str:
+    listed = "; ".join(f"{text}{called and f' = {called}'}" for text, called in meanings)
+    offered = [called for _, called in meanings if called in OBJECTIVES]
+    then = f"Of these there is {' and '.join(offered)}" if offered else "None of these is offered yet"
+    return f"--loss {name} has {len(meanings)} meanings: {listed}. {then}; the losses there are: {_names()}."
 
 
 def _names() -> str:
