@@ -2,9 +2,9 @@
 
 import json
 import multiprocessing
+import shutil
 import subprocess
 import sys
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
