@@ -21,8 +21,11 @@ from trainers.objectives import (
     ReferencedPair,
     dpo,
     find,
+    ipo,
+    ipo_mean,
     orpo,
     sft,
+    simpo,
 )
 from trainers.objectives.knobs import Knob, resolve
 from trainers.objectives.reference_free import log1mexp, log_odds, odds_ratio
@@ -203,6 +206,184 @@ def test_smoothing_mixes_a_pair_with_its_swap() -> None:
     assert_close(dpo(lp, label_smoothing=eps), (1 - eps) * dpo(lp) + eps * dpo(swapped))
 
 
+# -- ipo -----------------------------------------------------------------------------------------------------------
+
+
+def margin_and_slope(loss: Any, d: float, tau: float) -> tuple[float, float]:
+    """Loss and its derivative at a margin of d, with one token on both sides."""
+    chosen = torch.tensor([d], dtype=torch.float64, requires_grad=True)
+    value = loss(replace(referenced(0.0), chosen=chosen), tau=tau)
+    value.sum().backward()
+    assert chosen.grad is not None
+    return value.item(), chosen.grad.item()
+
+
+IPOS = pytest.mark.parametrize("loss", [ipo, ipo_mean])
+TAUS = pytest.mark.parametrize("tau", [0.01, 0.1, 1.0, 5.0])
+
+
+@IPOS
+@TAUS
+def test_ipo_rests_at_its_target_and_costs_more_on_either_side(loss: Any, tau: float) -> None:
+    target = 1 / (2 * tau)
+    assert margin_and_slope(loss, target, tau) == (0.0, 0.0)
+    further, pulled_back = margin_and_slope(loss, target + 2, tau)
+    nearer, pushed = margin_and_slope(loss, target - 2, tau)
+    assert (further, nearer) == pytest.approx((4.0, 4.0))
+    assert (pulled_back, pushed) == pytest.approx((4.0, -4.0))
+
+
+@IPOS
+@TAUS
+def test_ipo_where_policy_equals_reference(loss: Any, tau: float) -> None:
+    lp = random_pairs()
+    same = replace(lp, ref_chosen=lp.chosen, ref_rejected=lp.rejected)
+    assert_close(loss(same, tau=tau), torch.full((7,), 1 / (4 * tau**2), dtype=torch.float64))
+    assert margin_and_slope(loss, 0.0, tau)[1] == pytest.approx(-1 / tau)
+
+
+@TAUS
+def test_ipo_times_tau_is_a_linear_reward_and_a_quadratic_penalty(tau: float) -> None:
+    lp = random_pairs()
+    d = (lp.chosen - lp.ref_chosen) - (lp.rejected - lp.ref_rejected)
+    assert_close(tau * ipo(lp, tau=tau), tau * d**2 - d + 1 / (4 * tau))
+
+
+@TAUS
+def test_ipo_is_both_orders_of_the_pair_averaged_up_to_a_constant(tau: float) -> None:
+    lp = random_pairs()
+    d = (lp.chosen - lp.ref_chosen) - (lp.rejected - lp.ref_rejected)
+    constant = torch.full((7,), 1 / (4 * tau**2), dtype=torch.float64)
+    assert_close(0.5 * ((d - 1 / tau) ** 2 + d**2) - ipo(lp, tau=tau), constant)
+
+
+@pytest.mark.parametrize("n", [1, 4, 50])
+def test_ipo_mean_with_equal_lengths_is_ipo_at_another_tau(n: int) -> None:
+    lp, tau = random_pairs(), 0.3
+    count = torch.full((7,), n)
+    lp = replace(lp, chosen_tokens=count, rejected_tokens=count)
+    assert_close(ipo_mean(lp, tau=tau), ipo(lp, tau=tau / n) / n**2)
+
+
+def test_only_ipo_mean_forgets_how_long_an_answer_is() -> None:
+    lp = random_pairs()
+    # every token of chosen twice; rejected as it was
+    longer = replace(lp, chosen=2 * lp.chosen, ref_chosen=2 * lp.ref_chosen, chosen_tokens=2 * lp.chosen_tokens)
+    assert_close(ipo_mean(longer), ipo_mean(lp))
+    assert not torch.allclose(ipo(longer), ipo(lp))
+    assert_close(ipo(replace(lp, chosen_tokens=2 * lp.chosen_tokens)), ipo(lp))
+
+
+@TAUS
+def test_a_total_order_of_three_has_its_closed_form(tau: float) -> None:
+    # least squares on a > b, b > c, a > c: both steps are 1 / (3 tau), so a is not sent to certainty
+    scores = torch.tensor([2 / (3 * tau), 1 / (3 * tau), 0.0], dtype=torch.float64, requires_grad=True)
+    policy = scores.log_softmax(0)
+    winners, losers = torch.tensor([0, 1, 0]), torch.tensor([1, 2, 2])
+    uniform, one = torch.full((3,), -math.log(3), dtype=torch.float64), torch.ones(3)
+    ipo(ReferencedPair(policy[winners], policy[losers], one, one, uniform, uniform), tau=tau).sum().backward()
+    assert_close(scores.grad, torch.zeros(3, dtype=torch.float64), atol=1e-10, rtol=0)
+
+
+@IPOS
+@pytest.mark.parametrize("d", [-1e4, 1e4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_ipo_of_an_extreme_margin(loss: Any, d: float, dtype: torch.dtype) -> None:
+    zero, one = torch.zeros(1, dtype=dtype), torch.ones(1)
+    chosen = torch.tensor([d], dtype=dtype, requires_grad=True)
+    value = loss(ReferencedPair(chosen, zero, one, one, zero, zero), tau=0.1)
+    value.sum().backward()
+    assert_close(value, torch.tensor([(d - 5) ** 2], dtype=dtype))
+    assert_close(chosen.grad, torch.tensor([2 * (d - 5)], dtype=dtype))
+
+
+@pytest.mark.parametrize("name", ["ipo", "ipo_mean"])
+def test_ipo_says_how_far_its_margins_are_from_the_target(name: str) -> None:
+    one, zero = torch.ones(2), torch.zeros(2, dtype=torch.float64)
+    lp = ReferencedPair(torch.tensor([3.0, 8.0]).double(), zero, 2 * one, one, zero, zero)
+    means = measure(lp, find(name), {"tau": 0.1}).means()  # target 5
+    margins = [3.0, 8.0] if name == "ipo" else [1.5, 4.0]
+    assert means["ipo/margin"] == pytest.approx(sum(margins) / 2)
+    assert means["ipo/distance_to_target"] == pytest.approx(sum(abs(d - 5) for d in margins) / 2)
+    assert means["ipo/beyond_target"] == sum(d > 5 for d in margins) / 2
+
+
+# -- simpo ---------------------------------------------------------------------------------------------------------
+
+
+def simpo_at(margin: float, *, beta: float, gamma: float) -> Tensor:
+    """The loss where the means differ by a margin."""
+    return simpo(pair(-3.0 + 3 * margin, -3.0, tokens=3), beta=beta, gamma=gamma)
+
+
+@pytest.mark.parametrize("beta", [0.1, 2.5, 10.0])
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 3.0])
+def test_equal_means_leave_simpo_its_margin(beta: float, gamma: float) -> None:
+    expected = torch.tensor([math.log1p(math.exp(gamma))], dtype=torch.float64)
+    # the same mean over two lengths
+    lp = replace(pair(-3.0, -1.0, tokens=3), rejected_tokens=torch.tensor([1]))
+    assert_close(simpo(lp, beta=beta, gamma=gamma), expected)
+    if gamma == 0:
+        assert_close(expected, torch.tensor([LN2], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("n", [1, 4, 50])
+def test_simpo_is_dpo_with_equal_reference_sums_and_lengths(n: int) -> None:
+    lp, beta = random_pairs(), 2.5
+    count = torch.full((7,), n)
+    lp = replace(lp, ref_rejected=lp.ref_chosen, chosen_tokens=count, rejected_tokens=count)
+    assert_close(simpo(lp, beta=beta, gamma=0.0), dpo(lp, beta=beta / n))
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_every_token_twice_leaves_simpo_as_it_is(side: str) -> None:
+    lp = random_batch(Pair)
+    longer = replace(lp, **{name: 2 * getattr(lp, name) for name in (side, f"{side}_tokens")})
+    assert_close(simpo(longer), simpo(lp))
+
+
+@pytest.mark.parametrize("margin", [-2.0, 0.0, 0.7])
+def test_raising_gamma_shifts_the_means_apart(margin: float) -> None:
+    beta, gamma = 2.5, 1.2
+    expected = simpo_at(margin - gamma / beta, beta=beta, gamma=0.0)
+    assert_close(simpo_at(margin, beta=beta, gamma=gamma), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("margin", "loss", "slope"), [(-1e4, 2e4 + 1, -2.0), (1e4, 0.0, 0.0)])
+def test_simpo_of_an_extreme_margin(margin: float, loss: float, slope: float, dtype: torch.dtype) -> None:
+    zero, one = torch.zeros(1, dtype=dtype), torch.ones(1)
+    chosen = torch.tensor([margin], dtype=dtype, requires_grad=True)
+    value = simpo(Pair(chosen, zero, one, one), beta=2.0, gamma=1.0)
+    value.sum().backward()
+    assert_close(value, torch.tensor([loss], dtype=dtype))
+    assert_close(chosen.grad, torch.tensor([slope], dtype=dtype))
+
+
+def test_simpo_says_how_many_pairs_are_beyond_its_margin() -> None:
+    one = torch.ones(4)
+    lp = Pair(torch.tensor([-1.0, -1.0, -1.0, -1.0]), torch.tensor([-0.5, -1.4, -1.6, -9.0]), one, one)
+    means = measure(lp, find("simpo"), {"beta": 2.0, "gamma": 1.0}).means()
+    assert means["simpo/beyond_margin"] == 0.5  # apart by 0.6 and 8 nats per token, where 0.5 is asked
+    assert means["rewards/margins"] == pytest.approx(2 * (-0.5 + 0.4 + 0.6 + 8) / 4)
+
+
+@pytest.mark.parametrize(
+    ("loss", "setting", "said"),
+    [
+        ("ipo", "tau=0", "must be above 0: the target is 1 / (2 tau)"),
+        ("ipo_mean", "tau=-1", "must be above 0"),
+        ("ipo", "beta=0.1", "its knobs are tau=0.1 (above 0)"),
+        ("simpo", "beta=0", "must be above 0"),
+        ("simpo", "gamma=-0.5", "must be at least 0"),
+    ],
+)
+def test_knobs_of_ipo_and_simpo_have_ranges(loss: str, setting: str, said: str) -> None:
+    with pytest.raises(UserError) as refused:
+        resolve(loss, find(loss).knobs, [setting])
+    assert said in str(refused.value)
+
+
 # -- orpo ----------------------------------------------------------------------------------------------------------
 
 
@@ -327,5 +508,5 @@ def test_rpo_is_refused_with_its_three_meanings() -> None:
 
 
 def test_an_unknown_loss_names_what_there_is() -> None:
-    with pytest.raises(UserError, match="dpo, orpo, sft"):
+    with pytest.raises(UserError, match=", ".join(sorted(OBJECTIVES))):
         find("dop")

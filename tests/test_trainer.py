@@ -254,7 +254,9 @@ def test_how_a_step_is_cut_into_micro_batches_changes_nothing(
             loop.training_step(net, batch, items)  # type: ignore[arg-type]
         return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 
-    assert_close(gradient(batch_size, accumulate), gradient(count, 1), rtol=1e-4, atol=1e-6)
+    cut, whole = gradient(batch_size, accumulate), gradient(count, 1)
+    # of entries near 0, no more is asked than float32 keeps of the largest: losses differ in slope by orders
+    assert_close(cut, whole, rtol=1e-4, atol=2e-6 * float(whole.abs().max()))
 
 
 def run_arguments(folder: Path, batch_size: int, accumulate: int) -> Any:
@@ -269,7 +271,8 @@ def run_arguments(folder: Path, batch_size: int, accumulate: int) -> Any:
 @LOSSES
 def test_a_short_run_learns_and_leaves_a_model_that_loads(options: Options, model: str, loss: str) -> None:
     talk = Talk()
-    result = train(replace(options, loss=loss, steps=30), say=talk)
+    # slower than the other tests: a quadratic loss shows rows learnt by heart as held-out margins that scatter
+    result = train(replace(options, loss=loss, steps=30, lr=1e-3), say=talk)
     assert result.finished
     assert result.steps == 30
     assert not result.continued

@@ -59,7 +59,7 @@ def _rows(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Itera
         yield "nll_loss", -batch.completion, tokens
         yield "logps/completion", batch.completion, len(batch.completion)
     if objective.diagnostics is not None:
-        for name, values in objective.diagnostics(batch).items():
+        for name, values in objective.diagnostics(batch, **knobs).items():
             yield name, values, len(values)
 
 
@@ -83,8 +83,8 @@ def _pairs(pair: Pair, knobs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, 
 def rewards(pair: Pair, knobs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """The implicit rewards of both sides; never comparable between objectives.
 
-    beta (log pi - log pi_ref) where a reference is read; otherwise the mean log-prob per token, times beta if the loss
-    has one.
+    beta (log pi - log pi_ref), on sums, where a reference is read; otherwise beta times the mean log-prob per token. A
+    loss without a beta counts as 1.
     """
     beta = float(knobs.get("beta", 1.0))
     if isinstance(pair, ReferencedPair):

@@ -2,8 +2,8 @@
 
 from trainers.objectives.batch import Batch, Demonstration, Pair, ReferencedPair
 from trainers.objectives.knobs import Knob, Range
-from trainers.objectives.pairwise import dpo
-from trainers.objectives.reference_free import orpo
+from trainers.objectives.pairwise import dpo, ipo, ipo_mean
+from trainers.objectives.reference_free import orpo, simpo
 from trainers.objectives.registry import OBJECTIVES, Objective, find, objective
 from trainers.objectives.sft import sft
 
@@ -18,7 +18,10 @@ __all__ = [
     "ReferencedPair",
     "dpo",
     "find",
+    "ipo",
+    "ipo_mean",
     "objective",
     "orpo",
     "sft",
+    "simpo",
 ]

@@ -26,7 +26,9 @@ class Objective:
     source: str
     reduction: Reduction  # what the summed losses of a step are divided by: its rows, or its scored tokens
     lr: float  # learning rate unless --lr is given: full fine-tuning, AdamW
-    diagnostics: Diagnostics | None  # what only this loss has to show: batch -> named (B,) values, logged as means
+    diagnostics: (
+        Diagnostics | None
+    )  # what only this loss has to show: called as the loss is, named (B,) values, logged as means
 
     @cached_property
     def knobs(self) -> dict[str, Knob]:
