@@ -5,21 +5,36 @@ name and first line become the subcommand and its help.
 """
 
 import argparse
+import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefdata.errors import UserError
 
 if TYPE_CHECKING:
+    from prefdata.diff import Difference, SplitDiff
     from prefdata.versions import Version
 
 SOUND, PROBLEMS, BAD_INPUT, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 130, 141
 TERMINAL_ROWS = 100
+SHOWN_IDS = 5
 
 Run = Callable[[argparse.Namespace], int]
+
+
+def hours(text: str) -> float:
+    """An argument that is a time span."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of hours from 0 on")
+    return value
 
 
 def whole_number(text: str) -> int:
@@ -130,21 +145,12 @@ def _facts(version: "Version") -> list[tuple[str, Any]]:
         "logical hash": version.logical_hash,
         "build key": manifest["build_key"],
     }
+    from prefdata.diff import flat
+
     nested = ("config", "seeds", "tokenizer", "generator", "reference", "packages")
     for name in nested:
-        told |= _flat(name, manifest[name])  # type: ignore[literal-required]
+        told |= flat(name, manifest[name])  # type: ignore[literal-required]
     return list(told.items())
-
-
-def _flat(name: str, value: Any) -> dict[str, Any]:
-    """One line per value: `tokenizer.digest`. A chat template is told by its digest alone."""
-    if not isinstance(value, dict):
-        return {name: value}
-    told: dict[str, Any] = {}
-    for key, item in value.items():
-        if key != "template":
-            told |= _flat(f"{name}.{key}", item)
-    return told
 
 
 @command(
@@ -265,6 +271,152 @@ def _print_answer(reader: Any, limit: int | None) -> None:
     printing.print_table(reader.schema.names, rows[:most] if most else rows)
     if most and len(rows) > most:
         print(f"the first {most} rows; --limit 0 shows all", file=sys.stderr)
+
+
+@command(
+    argument("name", nargs="?", help="the tag: letters, digits, and . _ - inside (default: list the tags)"),
+    argument("version", nargs="?", help="what it should name: vN, another tag, latest"),
+    argument("--delete", metavar="NAME", help="remove a tag; the version stays"),
+)
+def tag(args: argparse.Namespace) -> int:
+    """Give a version a name, move a name to another version, or list the names."""
+    from prefdata import printing
+    from prefdata import versions as store
+
+    if args.delete is not None:
+        if args.name is not None:
+            raise UserError("--delete takes one tag and nothing else")
+        print(f"{args.delete}: removed, it named {store.untag(args.delete, args.root)}")
+    elif args.name is None:
+        printing.print_table(["tag", "version"], sorted(store.tags(args.root).items()))
+    elif args.version is None:
+        raise UserError(f"say which version {args.name!r} should name:  prefdata tag {args.name} VERSION")
+    else:
+        version, before = store.tag(args.name, args.version, args.root)
+        moved = f", moved from {before}" if before not in (None, version.name) else ""
+        print(f"{args.name}: names {version.name}{moved}")
+    return SOUND
+
+
+@command(
+    argument("old", help="vN, a tag, latest, or a path or URL"),
+    argument("new", help="the version to compare it with"),
+)
+def diff(args: argparse.Namespace) -> int:
+    """Tell what differs between two versions: rows, columns, config, seeds, models.
+
+    Exit status 0 if nothing does, 1 if anything does. Log-probs within 1e-4 nats per token count as equal.
+    """
+    from prefdata import diff as differences
+    from prefdata import versions as store
+
+    old, new = store.find(args.old, root=args.root), store.find(args.new, root=args.root)
+    found = differences.compare(old, new)
+    for line in _difference_lines(found):
+        print(_printable(line))
+    return PROBLEMS if found.differs else SOUND
+
+
+def _difference_lines(found: "Difference") -> Iterator[str]:
+    old, new = found.logical_hashes
+    if old == new:
+        yield f"logical hash: equal (same ids, text, tokens and labels): {old}"
+    else:
+        yield f"logical hash: {old} -> {new}"
+    for key, before, after in [*found.facts, *((f"column {name}", *types) for name, *types in found.columns)]:
+        yield f"{key}: {before} -> {after}"
+    for split in found.splits:
+        yield from _split_lines(split)
+    if not found.differs:
+        yield "no difference"
+
+
+def _split_lines(split: "SplitDiff") -> Iterator[str]:
+    from prefdata.diff import TOLERANCE
+
+    yield (
+        f"{split.split}: {split.before} -> {split.after} rows; {len(split.added)} added, {len(split.removed)} removed, "
+        f"{len(split.changed)} changed"
+    )
+    for what, ids in (("added", split.added), ("removed", split.removed), ("changed", split.changed)):
+        if ids:
+            yield f"  {what}: {_first(ids)}"
+    for column, rows in sorted(split.columns.items()):
+        yield f"  column {column}: differs in {rows} rows"
+    if split.logps_changed:
+        yield (
+            f"  log-probs: more than {TOLERANCE:g} nats per token apart in {len(split.logps_changed)} rows "
+            f"(at most {split.logps_apart:.3g}): {_first(split.logps_changed)}"
+        )
+    if split.logps_close:
+        apart = "" if split.logps_changed else f" (at most {split.logps_apart:.1g})"
+        yield f"  log-probs: differ by no more than {TOLERANCE:g} nats per token in {split.logps_close} rows{apart}"
+
+
+def _first(ids: Sequence[str]) -> str:
+    more = len(ids) - SHOWN_IDS
+    return ", ".join(ids[:SHOWN_IDS]) + (f" and {more} more" if more > 0 else "")
+
+
+@command(
+    _VERSION,
+    argument("--down", action="store_true", help="also show what was made from it"),
+)
+def lineage(args: argparse.Namespace) -> int:
+    """Draw where a version came from, down to its sources and their licences."""
+    from prefdata import lineage as tree
+    from prefdata import versions as store
+
+    version = store.find(args.version, root=args.root)
+    for line in tree.ancestors(version):
+        print(_printable(line))
+    if args.down:
+        print("\nmade from it:")
+        for line in tree.descendants(version, args.root):
+            print(_printable(line))
+    return SOUND
+
+
+def _printable(line: str) -> str:
+    """A line that can't move the cursor, break in two, or fail on a terminal that knows fewer characters."""
+    shown = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in line)
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        shown.encode(encoding)
+    except UnicodeEncodeError:
+        plain = shown.translate(str.maketrans("├└│─", "|`|-"))
+        return plain.encode(encoding, "backslashreplace").decode(encoding)
+    return shown
+
+
+@command(
+    argument("--dry-run", action="store_true", help="only say what would be removed"),
+    argument(
+        "--older-than",
+        type=hours,
+        default=24.0,
+        metavar="HOURS",
+        help="leave what was touched within these hours (default: 24)",
+    ),
+    argument("--work", action="store_true", help="also remove finished work units, which later builds then recompute"),
+)
+def gc(args: argparse.Namespace) -> int:
+    """Remove what killed builds left: stale claims, their files, temporary files. No version is touched."""
+    from prefdata import gc as collector
+    from prefdata import versions as store
+    from prefdata.storage import Storage
+
+    storage = Storage(store.root(args.root))
+    found = collector.plan(storage, older_than_s=args.older_than * 3600, now=time.time(), with_work=args.work)
+    total = 0
+    for leftover in found.leftovers:
+        gone = leftover.bytes if args.dry_run else collector.remove(storage, leftover)
+        print(_printable(f"{'would remove' if args.dry_run else 'removed'} {leftover.what}, {gone:,} bytes"))
+        total += gone
+    for reason in found.kept:
+        print(_printable(f"left {reason}"))
+    print(f"{'would remove' if args.dry_run else 'removed'} {total:,} bytes in all")
+    return SOUND
 
 
 def _root_option() -> argparse.ArgumentParser:

@@ -30,6 +30,7 @@ ROWS_PER_FILE = 8192
 SPLITS = ("train", "test")
 
 _NUMBERED = re.compile(r"v([1-9][0-9]*)")
+_TAG = re.compile(r"[^\W_][\w.-]{0,99}")  # no separators, nothing hidden, nothing that reads like an option
 _log = logging.getLogger(__name__)
 
 
@@ -198,6 +199,36 @@ def tags(given_root: str | None = None) -> dict[str, str]:
     return {name: storage.read(name).decode().strip() for name in storage.names()}
 
 
+def tag(name: str, ref: str, given_root: str | None = None) -> tuple[Version, str | None]:
+    """Let a tag name a whole version of this root: that version, and which one the tag named before, if any."""
+    if wrong := _tag_problem(name):
+        raise UserError(f"{name!r} can't be a tag: {wrong}")
+    storage = Storage(root(given_root))
+    version = find(ref, root=given_root)
+    if version.url != storage.at(version.name).url:
+        raise UserError(f"{version.url} is not in {storage.url}: a tag names a version beside it")
+    before = tags(given_root).get(name)
+    storage.at("tags").write(name, f"{version.name}\n".encode())
+    return version, before
+
+
+def untag(name: str, given_root: str | None = None) -> str:
+    """Remove a tag; returns what it named. The version stays."""
+    there = tags(given_root)
+    if name not in there:  # also keeps a name with a / from reaching anything but a tag
+        raise UserError(f"there is no tag {name!r} in {root(given_root)!r}; tags there: {', '.join(there) or 'none'}")
+    Storage(root(given_root)).at("tags").remove(name)
+    return there[name]
+
+
+def _tag_problem(name: str) -> str | None:
+    if re.fullmatch(r"v\d*|latest", name, re.IGNORECASE):
+        return "it reads like a version (vN) or like latest"
+    if not _TAG.fullmatch(name):
+        return "use letters, digits, and . _ - after the first letter or digit, at most 100 characters"
+    return None
+
+
 def parent_entry(parent: Version, given_root: str | None = None) -> Parent:
     """How the manifest of a version below a root names its parent: with its URL if that stands anywhere else."""
     entry: Parent = {"version": parent.name, "logical_hash": parent.logical_hash}
@@ -341,6 +372,7 @@ class Staging:
 
     def publish(self, manifest: Manifest) -> Version:
         """Write the manifest: from here on the version exists."""
+        self._check_staged()
         data = json.dumps(manifest, ensure_ascii=False, indent=2).encode()
         if wrong := manifests.problem(json.loads(data)):
             raise ValueError(f"no reader would open this manifest: {wrong}")
@@ -349,6 +381,15 @@ class Staging:
             raise UserError(f"{self.storage.url} was published by another process meanwhile; nothing was changed")
         self.published = True
         return Version(self.storage, manifest)
+
+    def _check_staged(self) -> None:
+        """A publisher that was silent for long may have been taken for dead, and its files collected."""
+        gone = {CLAIM, *(entry["path"] for entry in self.files)} - set(self.storage.walk())
+        if gone:
+            raise UserError(
+                f"{self.name} lost {', '.join(sorted(gone)[:3])} while it was staged, perhaps to `prefdata gc`; nothing "
+                "was published, and the same command makes it again from the units that are done"
+            )
 
     def _put(self, folder: str, table: pa.Table) -> None:
         pending = self._pending.setdefault(folder, [])

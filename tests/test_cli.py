@@ -382,3 +382,68 @@ def test_a_command_is_one_function(run, monkeypatch):
 
     assert run("say-hello", "you") == (7, "hello you\n", "")
     assert cli.COMMANDS["say-hello"].help == "Greet"
+
+
+def test_a_tag_names_moves_lists_and_goes(run, root):
+    assert run("tag") == (0, "tag  version\n", "")
+    assert run("tag", "best", "v1") == (0, "best: names v1\n", "")
+    assert run("tag", "best", "v1") == (0, "best: names v1\n", "")
+    assert run("tag", "best", "v2") == (0, "best: names v2, moved from v1\n", "")
+    assert run("tag", "newest", "latest")[1] == "newest: names v2\n"
+    assert run("tag", "also", "best")[1] == "also: names v2\n"  # the version, not the tag
+    assert [line.split() for line in run("tag")[1].splitlines()[1:]] == [
+        ["also", "v2"],
+        ["best", "v2"],
+        ["newest", "v2"],
+    ]
+    assert run("verify", "best")[1] == "v2: sound\n"
+    assert run("tag", "--delete", "best") == (0, "best: removed, it named v2\n", "")
+    assert "best" not in run("tag")[1]
+    assert run("verify", "v2")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("v3", "V3", "v03", "v", "v٣", "latest", "LATEST"),
+        *("a/b", "../v1", "a\\b", "s3://x", ".", "..", ".tmp-x", "_x"),
+        *("", " ", "a b", "a\nb", "a\n", "\x1b[2J", "x" * 101),
+    ],
+)
+def test_a_name_that_cannot_be_a_tag_is_refused(run, root, name):
+    before = sorted(Storage(root).walk())
+    status, out, err = run("tag", name, "v1")
+    assert (status, out) == (2, "")
+    assert "can't be a tag" in err
+    assert "\x1b" not in err
+    assert sorted(Storage(root).walk()) == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("tag", "best"), "say which version"),
+        (("tag", "best", "v9"), "no version or tag 'v9'"),
+        (("tag", "best", "v3"), "no version or tag 'v3'"),  # claimed, not whole
+        (("tag", "best", "v4"), "v4/manifest.json can't be read"),
+        (("tag", "--delete", "best"), "no tag 'best'"),
+        (("tag", "--delete", "../v1"), "no tag"),
+        (("tag", "--delete", "a/b"), "no tag"),
+        (("tag", "--delete", "a", "b"), "nothing else"),
+    ],
+)
+def test_a_tag_that_would_name_nothing_is_refused(run, root, argv, words):
+    Storage(root).write("v3/claim", b"{}")
+    Storage(root).write("v4/manifest.json", b"{")
+    Storage(root).write("tags/a/b", b"v1")
+    before = sorted(Storage(root).walk())
+    status, _, err = run(*argv)
+    assert status == 2
+    assert words in err
+    assert sorted(Storage(root).walk()) == before
+
+
+def test_a_tag_names_only_a_version_beside_it(run, root, tmp_path):
+    elsewhere = publish(tmp_path / "elsewhere")
+    assert "is not in" in run("tag", "best", elsewhere.url)[2]
+    assert run("tag", "best", f"{root}/v1")[0] == 0

@@ -435,3 +435,13 @@ def test_a_process_that_reads_and_ends_exits_in_order(tmp_path: Path) -> None:
     code = f"from prefdata import versions; versions.find('v1', root={str(tmp_path)!r}).table('train'); raise SystemExit(7)"
     codes = [subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode for _ in range(5)]
     assert codes == [7] * 5
+
+
+@pytest.mark.parametrize("file", ["claim", "train/part-00000.parquet"])
+def test_a_version_that_lost_a_file_while_staged_is_not_published(tmp_path: Path, file: str) -> None:
+    with stage(tmp_path, tiny_world.table(tiny_world.pair_rows(3))) as staging:
+        staging.flush()
+        (tmp_path / "v1" / file).unlink()
+        with pytest.raises(UserError, match=f"lost {file}"):
+            staging.publish(staging.manifest(STAGES, fields()))
+    assert versions.every(str(tmp_path)) == []

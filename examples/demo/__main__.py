@@ -97,7 +97,7 @@ def build(source: str, model: str, root: str | None) -> tuple[str, str, str]:
     from flows import add_reference, build_sapo_negatives, ingest
 
     with _step("ingest the pairs, dirty rows among them"):
-        v1 = ingest.deployable.run(source=(source,), model=model, root=root)
+        v1 = ingest.deployable.run(source=(source,), model=model, root=root, name="demo world")
     with _step(f"add reference log-probs to {v1}"):
         v2 = add_reference.deployable.run(source=v1, model=model, root=root)
     with _step(f"write a segment of each good answer of {v1} anew, and add reference log-probs"):
