@@ -119,7 +119,10 @@ def test_commands_on_versions_run_as_they_stand(command: str, shell: Callable[[s
 def test_all_kinds_of_commands_on_versions_are_run() -> None:
     first_words = {" ".join(command.split()[:2]) for command in READING}
     assert first_words == {
-        *(f"prefdata {name}" for name in ("sql", "stats", "show", "versions", "verify", "lineage", "tag", "gc", "diff")),
+        *(
+            f"prefdata {name}"
+            for name in ("sql", "stats", "show", "versions", "verify", "lineage", "tag", "gc", "diff")
+        ),
         "python -c",
     }
 
