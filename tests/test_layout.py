@@ -22,7 +22,7 @@ MAY_IMPORT = {
 # library -> where it may be imported
 ONLY_IN = {
     "prefect": ("flows/",),
-    "vllm": ("prefdata/engines/vllm.py",),
+    "vllm": ("prefdata/engines/vllm_worker.py",),
     "torch": (
         "trainers/",
         "prefdata/logprobs/",

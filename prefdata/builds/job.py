@@ -4,14 +4,21 @@ A job computes nothing until it is run. Whoever runs it (a plain loop here, Pref
 pending unit to `compute` and keeps the result in the work store, so a build that was killed goes on where it stopped.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from prefdata import versions
+from prefdata.engines import EngineDied
 from prefdata.identity import digest, spelled
 from prefdata.versions import Version
 from prefdata.work import Tables, Work
+
+# how often a unit is tried again when the engine dies under it
+ENGINE_RETRIES = 2
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -128,9 +135,19 @@ def run_unit(stage: Stage, unit: Unit, work: Work) -> bool:
     if work.load(unit.key) is not None:
         work.reused += 1
         return False
-    work.store(unit.key, stage.compute(unit))
+    work.store(unit.key, _computed(stage, unit))
     work.computed += 1
     return True
+
+
+def _computed(stage: Stage, unit: Unit) -> Tables:
+    """The unit's result. A unit whose engine dies begins again, with the engine's next process."""
+    for attempt in range(1, ENGINE_RETRIES + 1):
+        try:
+            return stage.compute(unit)
+        except EngineDied as death:
+            _log.warning("unit %s of stage %s: %s; trying again (%d)", unit.key[:12], stage.name, death, attempt)
+    return stage.compute(unit)
 
 
 def run(job: Job, *, execute: Executor = in_order, watcher: Watcher | None = None) -> Outcome:

@@ -58,6 +58,8 @@ class Options:
     seed: int = option(0, "seed of all draws")
     round: int | None = option(None, "regeneration round (default: the source's plus one)", least=1)
     engine: str = option("transformers", "what generates", choices=engines.OFFERED)
+    tensor_parallel_size: int = option(1, "devices that share one copy of the generating model (vllm)", least=1)
+    data_parallel_size: int = option(1, "copies of the generating model (vllm)", least=1)
     dtype: str = option("float32", "precision of the models' weights", choices=DTYPES)
     unit_rows: int = option(256, "answers per unit of work", least=1)
     trust_remote_code: bool = option(False, "run Python code that comes with the model")
@@ -80,6 +82,7 @@ class BuildSapoNegatives:
 
     def __init__(self, options: Options, root: str | None = None) -> None:
         check(options)
+        engines.require(options.engine)
         self.options = options
         self.root = versions.root(root)
         self.parent = versions.find(options.source, root=root, kinds=tuple(SIDE))
@@ -101,9 +104,10 @@ class BuildSapoNegatives:
             dtype=options.dtype,
             trust_remote_code=options.trust_remote_code,
         )
-        # how work is cut up changes no result, so unit_rows is no part of what was asked for
+        # how work is cut up and spread out is no part of what was asked for
+        layout = ("unit_rows", "tensor_parallel_size", "data_parallel_size")
         self.config = as_config(
-            options, "unit_rows", source=self.parent.name, model=self.description["name"], round=self.round
+            options, *layout, source=self.parent.name, model=self.description["name"], round=self.round
         )
         fingerprints = {"generator": self.description, "reference": self.reference}
         self.build_key = build_key(NAME, self.config, [self.parent], fingerprints)
@@ -185,7 +189,15 @@ class GenerateStage:
             "end_ids": list(self._end_ids),
         }
         self.assembly = _assembly(job, Renderer, self.sampling_config, self._end_ids)
-        self._loading = {"dtype": options.dtype, "trust_remote_code": options.trust_remote_code}
+        self._loading = {
+            "dtype": options.dtype,
+            "trust_remote_code": options.trust_remote_code,
+            **engines.parallel(
+                options.engine,
+                tensor_parallel_size=options.tensor_parallel_size,
+                data_parallel_size=options.data_parallel_size,
+            ),
+        }
 
     def units(self) -> Iterator[Unit]:
         """Runs of good answers in the parent's order, each answer once."""

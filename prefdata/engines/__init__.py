@@ -7,6 +7,7 @@ the order of requests nor the batch a request falls into changes its draw.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Literal, Protocol
 
 from prefdata.errors import UserError
@@ -89,11 +90,24 @@ class Engine(Protocol):
         ...
 
 
+class EngineDied(RuntimeError):
+    """An engine's process ended in the middle of a call. The same call may work with the next process."""
+
+
 # name on the command line -> "file of this package:class"
 ENGINES = {
     "transformers": "transformers:TransformersEngine",
+    "vllm": "vllm:VllmEngine",
     "fake": "fake:FakeEngine",
 }
+
+# engine -> the package that it runs on and that not every installation has, and how to get it
+_NEEDS = {
+    "vllm": ("vllm", "on a CPU run  make env-vllm  in the project; with a GPU, pip install 'prefdata[vllm]'"),
+}
+
+# engines that can share one model among several devices, and run several copies of it
+_PARALLEL = ("vllm",)
 
 
 # what a user may choose; the fake is for tests
@@ -105,12 +119,35 @@ def load(name: str, model: str, **options: Any) -> Engine:
 
     Every engine takes the options `dtype` and `trust_remote_code`; others are an engine's own.
     """
-    if name not in ENGINES:
-        raise UserError(f"there is no engine {name!r}; there are: {', '.join(ENGINES)}.")
+    require(name)
     file, _, class_name = ENGINES[name].partition(":")
     engine_class = getattr(import_module(f"{__name__}.{file}"), class_name)
     engine: Engine = engine_class.load(model, **options)
     return engine
+
+
+def require(name: str) -> None:
+    """Refuses an engine that is not there or lacks its package. Cheap: nothing is imported."""
+    if name not in ENGINES:
+        raise UserError(f"there is no engine {name!r}; there are: {', '.join(ENGINES)}.")
+    if name in _NEEDS:
+        package, remedy = _NEEDS[name]
+        if find_spec(package) is None:
+            raise UserError(f"the engine {name} needs the package {package}, which is not installed here: {remedy}.")
+
+
+def parallel(name: str, *, tensor_parallel_size: int, data_parallel_size: int) -> dict[str, int]:
+    """The two sizes as options of `load`; none for an engine that works on one device, which refuses any but 1."""
+    sizes = {"tensor_parallel_size": tensor_parallel_size, "data_parallel_size": data_parallel_size}
+    if name in _PARALLEL:
+        return sizes
+    for size, value in sizes.items():
+        if value != 1:
+            raise UserError(
+                f"{size} is {value} and the engine {name} works on one device: choose another engine "
+                f"({', '.join(_PARALLEL)}), or leave {size} out."
+            )
+    return {}
 
 
 def check(requests: Sequence[Request], *, positions: int | None, vocabulary: int) -> None:
