@@ -221,7 +221,7 @@ def _modified(storage: Storage, entry: dict[str, Any]) -> float:
     if not isinstance(value, int | float | datetime):
         try:
             value = storage.fs.modified(entry["name"])
-        except (NotImplementedError, FileNotFoundError):
+        except (NotImplementedError, FileNotFoundError):  # it keeps no times, or the file went meanwhile
             return math.inf
     return value.timestamp() if isinstance(value, datetime) else float(value)
 
@@ -235,5 +235,5 @@ def _remove_empty(folder: str) -> None:
     for inside, _, _ in os.walk(folder, topdown=False):
         try:
             os.rmdir(inside)
-        except OSError:
+        except OSError:  # it holds something that is not ours to remove
             continue

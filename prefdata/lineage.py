@@ -83,7 +83,7 @@ def _sources(version: Version) -> list[Node]:
     for ref in version.parents:
         try:
             told |= {_key(source) for source in versions.find(ref, root=version.root).manifest["sources"]}
-        except UserError:
+        except UserError:  # a parent that can't be read tells of nothing, so its sources are shown here
             continue
     return [Node(_source(source)) for source in version.manifest["sources"] if _key(source) not in told]
 

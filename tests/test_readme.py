@@ -66,7 +66,8 @@ def test_trainer_commands_parse(command: str) -> None:
 def test_prefdata_commands_parse(command: str) -> None:
     from prefdata import cli
 
-    cli.parser().parse_args(shlex.split(command)[1:])
+    name = shlex.split(command)[1]
+    assert cli.parser().parse_args(shlex.split(command)[1:]).run.__name__.removesuffix("_") == name
 
 
 @pytest.fixture(scope="module")

@@ -445,15 +445,15 @@ def test_templates_that_cannot_be_used_are_refused_in_words(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("style", USABLE_STYLES)
 def test_the_digest_survives_saving(style: str, tmp_path: Path) -> None:
-    saved_elsewhere(renderer(style), tmp_path)
+    assert_survives_saving(renderer(style), tmp_path)
 
 
 @pytest.mark.parametrize("sample", ["models/stories260k", "tokenizers/gpt2"])
 def test_the_digest_of_published_tokenizers_survives_saving(sample: str, tmp_path: Path) -> None:
-    saved_elsewhere(Renderer.load(str(samples_dir() / sample)), tmp_path)
+    assert_survives_saving(Renderer.load(str(samples_dir() / sample)), tmp_path)
 
 
-def saved_elsewhere(of: Renderer, folder: Path) -> None:
+def assert_survives_saving(of: Renderer, folder: Path) -> None:
     """Saved, loaded and used with padding, a tokenizer is still the same one."""
     of.tokenizer.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": list(of.end_ids)}), encoding="utf-8")

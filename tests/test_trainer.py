@@ -255,8 +255,8 @@ def test_how_a_step_is_cut_into_micro_batches_changes_nothing(
         return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 
     cut, whole = gradient(batch_size, accumulate), gradient(count, 1)
-    # of entries near 0, no more is asked than float32 keeps of the largest: losses differ in slope by orders
-    assert_close(cut, whole, rtol=1e-4, atol=2e-6 * float(whole.abs().max()))
+    # 1e-6 is asked of entries near 0, or what float32 keeps beside entries above 1: losses differ in slope by orders
+    assert_close(cut, whole, rtol=1e-4, atol=1e-6 * max(1.0, float(whole.abs().max())))
 
 
 def run_arguments(folder: Path, batch_size: int, accumulate: int) -> Any:
