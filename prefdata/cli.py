@@ -175,11 +175,12 @@ def verify(args: argparse.Namespace) -> int:
 
 
 def _verify(name: str, root: str | None) -> int:
+    from prefdata import verify
     from prefdata import versions as store
 
     try:
         version = store.find(name, root=root)
-        problems, name = store.verify(version), version.name
+        problems, name = verify.verify(version), version.name
     except store.DamagedVersion as damage:
         problems = [str(damage)]
     except UserError as error:

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from prefdata import parquet
 from prefdata.facts import facts
 from prefdata.logical import BASE, SIDES
 from prefdata.storage import Storage
@@ -27,7 +27,7 @@ def tables(kind: str, storage: Storage, files: Iterable[FileEntry]) -> dict[str,
     stats = Stats(kind)
     for path in [entry["path"] for entry in files if entry["path"].endswith(".parquet")]:
         folder = path.split("/", 1)[0]
-        table = pq.read_table(pa.BufferReader(storage.read(path)), use_threads=False)
+        table = parquet.read(storage.read(path))
         if folder == LEDGER_FOLDER:
             stats.add_ledger(table)
         else:

@@ -1,4 +1,4 @@
-"""Versions of a data set: claim, stage, publish, open, verify. The only code that writes a version.
+"""Versions of a data set: claim, stage, publish, open. The only code that writes a version.
 
 A version is a folder `vN` below the root. Its number is claimed by an exclusive create, its files are written into the
 folder, and the manifest is written last: a folder without a manifest is no version, so readers see all of it or none.
@@ -18,7 +18,7 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from prefdata import counts, logical, manifests
+from prefdata import counts, logical, manifests, parquet
 from prefdata.errors import UserError
 from prefdata.storage import Storage, sha256
 from schemas.ledger import LEDGER
@@ -89,8 +89,7 @@ class Version:
     def read(self, entry: FileEntry, columns: Sequence[str] | None = None) -> pa.Table:
         """One Parquet file. DamagedVersion if its bytes are not those that were published."""
         wanted = None if columns is None else list(columns)
-        # One thread: a process that ends right after pyarrow's pool has read a table can abort instead of exiting.
-        return pq.read_table(pa.BufferReader(self._bytes(entry)), columns=wanted, use_threads=False)
+        return parquet.read(self._bytes(entry), wanted)
 
     def _bytes(self, entry: FileEntry) -> bytes:
         try:
@@ -451,79 +450,6 @@ def _packages() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-# -- verifying -----------------------------------------------------------------------------------------------------
-
-
-def verify(version: Version) -> list[str]:
-    """Everything that is wrong with a version, in words; empty when it is sound.
-
-    Re-hashes every file, looks for files that don't belong, and checks schema, row counts, ledger sums, the rows the
-    ledger says were made, and the logical hash.
-    """
-    problems = _verify_files(version)
-    if problems:
-        return problems  # what damaged files hold says nothing
-    return [*_verify_rows(version), *_verify_ledger(version)]
-
-
-def _verify_files(version: Version) -> list[str]:
-    listed = {entry["path"] for entry in version.manifest["files"]}
-    strangers = sorted(set(version.storage.walk()) - listed - {MANIFEST, CLAIM})
-    problems = [f"{path}: not in the manifest" for path in strangers]
-    for entry in version.manifest["files"]:
-        problems.extend(_verify_file(version, entry))
-    return problems
-
-
-def _verify_file(version: Version, entry: FileEntry) -> list[str]:
-    path = entry["path"]
-    try:
-        data = version.storage.read(path)
-    except FileNotFoundError:
-        return [f"{path}: missing"]
-    if len(data) != entry["bytes"]:
-        return [f"{path}: {len(data)} bytes, the manifest says {entry['bytes']}"]
-    if sha256(data) != entry["sha256"]:
-        return [f"{path}: sha256 differs from the manifest's"]
-    if "rows" in entry and (rows := pq.ParquetFile(pa.BufferReader(data)).metadata.num_rows) != entry["rows"]:
-        return [f"{path}: {rows} rows, the manifest says {entry['rows']}"]
-    return []
-
-
-def _verify_rows(version: Version) -> list[str]:
-    problems: list[str] = []
-    total = logical.LogicalHash()
-    found = dict.fromkeys(version.manifest["counts"]["rows"], 0)
-    for split in SPLITS:
-        for entry in version.files(split):
-            table = version.read(entry)
-            problems.extend(f"{entry['path']}: {problem}" for problem in logical.row_problems(version.kind, table))
-            total.add(split, table)
-            found[split] = found.get(split, 0) + table.num_rows
-    if found != version.manifest["counts"]["rows"]:
-        problems.append(f"rows by split are {found}, the manifest says {version.manifest['counts']['rows']}")
-    if not problems and total.hexdigest() != version.logical_hash:
-        problems.append("the logical hash of the rows differs from the manifest's")
-    return problems
-
-
-def _verify_ledger(version: Version) -> list[str]:
-    tally = counts.Tally()
-    made: list[str] = []
-    for entry in version.files("ledger"):
-        table = version.read(entry)
-        tally.add(table)
-        made.extend(table["made"].combine_chunks().flatten().to_pylist())
-    stated = version.manifest["counts"]
-    problems = counts.problems(stated)
-    if tally.counts([stage["stage"] for stage in stated["stages"]], stated["rows"]) != stated:
-        problems.append("the ledger's sums differ from the manifest's counts")
-    rows = [row for split in version.splits for row in version.table(split, ["row_id"])["row_id"].to_pylist()]
-    if sorted(rows) != sorted(made):
-        problems.append("the rows that the ledger says were made are not the rows of the version")
-    return problems
 
 
 def ledger_lines(lines: Iterable[Mapping[str, Any]]) -> pa.Table:

@@ -1,6 +1,7 @@
 """The ledger: one line per row of the direct parent (for an ingest: per row read), kept or set aside.
 
-A row is kept when at least one row of this version was made from it.
+A row is kept when at least one row of this version was made from it. One row can be made from several: a pair of two
+replies that stand in a row each.
 """
 
 import pyarrow as pa

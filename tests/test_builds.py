@@ -14,6 +14,7 @@ from prefdata.builds.job import Outcome, Stage, Unit, run
 from prefdata.errors import UserError
 from prefdata.identity import tokens_id
 from prefdata.tokens import Renderer
+from prefdata.verify import verify
 from prefdata.work import Work
 from tests import tiny_world
 
@@ -77,7 +78,7 @@ def test_every_row_read_is_kept_or_set_aside_with_its_reason(tmp_path: Path, mod
     ledger = version.ledger().to_pylist()
     assert [line["reason"] for line in ledger] == [None] * 30 + WHY
     assert [line["origin"].rsplit(":", 1)[1] for line in ledger] == [str(number) for number in range(39)]
-    assert versions.verify(version) == []
+    assert verify(version) == []
     assert version.manifest["counts"]["rows_in"] == 39
     assert sum(version.manifest["counts"]["rows"].values()) == 31
 
@@ -144,7 +145,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, model: str) -> Path:
 def test_all_three_versions_are_sound(built: Path) -> None:
     found = versions.every(str(built))
     assert [version.name for version in found] == ["v1", "v2", "v3"]
-    assert [versions.verify(version) for version in found] == [[], [], []]
+    assert [verify(version) for version in found] == [[], [], []]
     assert found[2].manifest["parents"][0]["version"] == "v1"
     assert found[1].logical_hash == found[0].logical_hash  # log-probs are no part of it
 
@@ -263,7 +264,7 @@ def test_stored_log_probs_of_the_parent_are_not_computed_again(
     chosen = {tokens_id(row["prompt_ids"], row["chosen_ids"]) for row in all_rows(version)}
     assert scored
     assert not chosen & set(scored)
-    assert versions.verify(version) == []
+    assert verify(version) == []
 
 
 def test_the_next_round_draws_anew(built: Path, tmp_path: Path) -> None:
@@ -287,7 +288,7 @@ def test_several_negatives_and_shared_answers(tmp_path: Path, model: str) -> Non
     for line in ledger:
         if line["status"] == "kept":
             assert len(line["made"]) + len(line["shortfall"]) == 3
-    assert versions.verify(version) == []
+    assert verify(version) == []
 
 
 def test_demonstrations_serve_as_good_answers(tmp_path: Path, model: str) -> None:
@@ -297,7 +298,7 @@ def test_demonstrations_serve_as_good_answers(tmp_path: Path, model: str) -> Non
     assert first.kind == "completions"
     version = sapo(tmp_path / "data").version
     assert version.kind == "pairs"
-    assert versions.verify(version) == []
+    assert verify(version) == []
     assert version.table("train").num_rows > 8
 
 
@@ -305,7 +306,7 @@ def test_demonstrations_serve_as_good_answers(tmp_path: Path, model: str) -> Non
 def test_every_mode_builds(built: Path, tmp_path: Path, mode: str) -> None:
     root = copy_of(built, tmp_path, "v1")
     version = sapo(root, mode=mode).version
-    assert versions.verify(version) == []
+    assert verify(version) == []
     if mode == "full":
         assert {row["segment_start"] for row in all_rows(version)} == {0}
 
@@ -401,7 +402,7 @@ def masked_parent(tmp_path: Path, model: str, **changes: Any) -> Path:
 
 def test_a_loss_mask_covers_both_sides_alike(tmp_path: Path, model: str) -> None:
     version = sapo(masked_parent(tmp_path, model), model=model).version
-    assert versions.verify(version) == []
+    assert verify(version) == []
     for row in all_rows(version):
         chosen, rejected = row["chosen_loss_mask"], row["rejected_loss_mask"]
         start, end, rest = row["segment_start"], row["segment_end"], row["segment_source_end"]

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from prefdata import query, versions
+from prefdata.verify import verify
 
 ROOT = Path(__file__).parent.parent
 
@@ -28,7 +29,7 @@ def test_the_demo_does_its_main_job(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     made = versions.every(str(tmp_path / "data"))
     assert [version.name for version in made] == ["v1", "v2", "v3"]
-    assert [versions.verify(version) for version in made] == [[], [], []]
+    assert [verify(version) for version in made] == [[], [], []]
     counts = [version.manifest["counts"] for version in made]
     assert counts[0]["rows_in"] == 2000 + 20 + 300
     assert counts[0]["rows"] == {"train": 2000, "test": 300}

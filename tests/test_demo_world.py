@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from examples.demo import model, world
-from prefdata import versions
 from prefdata.builds import ingest
 from prefdata.builds.job import run
+from prefdata.verify import verify
 
 SOME = 400
 
@@ -141,7 +141,7 @@ def test_of_what_is_written_exactly_the_dirty_rows_are_set_aside(tmp_path: Path,
         "prompt_too_long": 1,
         "duplicate_row": 1,
     }
-    assert versions.verify(version) == []
+    assert verify(version) == []
 
 
 def test_a_word_is_one_token_and_decoding_gives_the_text_back() -> None:

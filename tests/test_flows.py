@@ -15,6 +15,7 @@ import pytest
 
 from prefdata import versions
 from prefdata.builds import add_reference, ingest, sapo_negatives
+from prefdata.verify import verify
 from tests import tiny_world
 from tests.test_builds import DIRTY, write_pairs
 
@@ -105,7 +106,7 @@ def test_from_files_to_a_served_run_by_bare_name(home: Path, model: str, tmp_pat
             wait_for(lambda name=name: (root / name / "manifest.json").exists(), f"{name} to be published")
     found = versions.every(str(root))
     assert [version.manifest["round"] for version in found] == [0, 1, 2]
-    assert [versions.verify(version) for version in found] == [[], [], []]
+    assert [verify(version) for version in found] == [[], [], []]
     assert [version.manifest["parents"][0]["version"] for version in found[1:]] == ["v1", "v2"]
 
 

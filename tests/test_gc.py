@@ -12,6 +12,7 @@ import pytest
 
 from prefdata import cli, gc, versions
 from prefdata.storage import Storage
+from prefdata.verify import verify
 from prefdata.work import Work
 from tests.published import publish, rows_table
 
@@ -74,7 +75,7 @@ def test_a_stale_claim_goes_whole_and_the_highest_keeps_its_number(root):
     collect(root)
     assert not (root / "v3").exists()  # no longer the highest
     assert [version.name for version in versions.every(str(root))] == ["v1", "v4"]
-    assert versions.verify(versions.find("v4", root=str(root))) == []
+    assert verify(versions.find("v4", root=str(root))) == []
 
 
 def test_a_second_run_finds_nothing(root):
@@ -253,7 +254,7 @@ def test_an_object_store_is_collected_the_same():
     assert sorted(storage.walk()) == before
     collect(root, now=time.time() + 48 * HOUR)
     assert sorted(storage.walk()) == [name for name in before if not name.startswith(("v2/", "v3/train"))]
-    assert versions.verify(versions.find("v1", root=root)) == []
+    assert verify(versions.find("v1", root=root)) == []
 
 
 def test_no_root_is_nothing_to_collect(root):

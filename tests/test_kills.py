@@ -18,6 +18,7 @@ import pytest
 from prefdata import versions
 from prefdata.builds import ingest
 from prefdata.builds.job import run
+from prefdata.verify import verify
 from tests import tiny_world
 from tests.test_builds import write_pairs
 
@@ -120,7 +121,7 @@ def test_a_killed_build_loses_and_doubles_nothing(world: World, tmp_path: Path, 
     world.killed.append(first.returncode == -signal.SIGKILL)
     before = finished(root)
     for version in versions.every(str(root)):  # what is visible is whole
-        assert versions.verify(version) == []
+        assert verify(version) == []
 
     second = world.build(root)
     said, _ = second.communicate(timeout=120)
@@ -131,7 +132,7 @@ def test_a_killed_build_loses_and_doubles_nothing(world: World, tmp_path: Path, 
     assert len(after) == world.units
     clean = versions.find("v2", root=str(world.clean))
     (made,) = (version for version in versions.every(str(root)) if version.manifest["build"] != "ingest")
-    assert versions.verify(made) == []
+    assert verify(made) == []
     assert made.logical_hash == clean.logical_hash
     assert made.manifest["counts"] == clean.manifest["counts"]
     assert [made.table(split) for split in made.splits] == [clean.table(split) for split in clean.splits]

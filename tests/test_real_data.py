@@ -8,6 +8,7 @@ import pytest
 from prefdata import query, versions
 from prefdata.builds import add_reference, ingest, sapo_negatives
 from prefdata.builds.job import run
+from prefdata.verify import verify
 from tests.samples import samples_dir
 
 ROWS = {"train": 60, "test": 20}
@@ -34,7 +35,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_every_transcript_is_accounted_for(root: str) -> None:
     found = versions.every(root)
     assert [version.manifest["build"] for version in found] == ["ingest", "build-sapo-negatives", "add-reference"]
-    assert [versions.verify(version) for version in found] == [[], [], []]
+    assert [verify(version) for version in found] == [[], [], []]
     assert found[0].manifest["counts"]["rows_in"] == sum(ROWS.values())
     assert found[0].manifest["config"]["format"] == "hh"
     assert found[1].manifest["sources"][0]["license"] == "MIT"  # travels down the lineage

@@ -27,6 +27,7 @@ from prefdata import engines, models, versions
 from prefdata.builds import ingest, job, sapo_negatives
 from prefdata.engines import EngineDied, Request, Sample, Sampling, vllm
 from prefdata.errors import UserError
+from prefdata.verify import verify
 from prefdata.work import Work
 from tests.fake_vllm_worker import MISBEHAVE
 from tests.samples import samples_dir
@@ -453,7 +454,7 @@ def test_a_build_on_the_demo_model_survives_a_kill(
     version = sapo(root, unit_rows=64)
     assert killed
     assert "killed by signal 9" in caplog.text
-    assert versions.verify(version) == []
+    assert verify(version) == []
     manifest = version.manifest
     assert (manifest["generator"]["engine"], manifest["generator"]["batch_invariant"]) == ("vllm", False)
     assert "data_parallel_size" not in manifest["config"]
@@ -487,7 +488,7 @@ def test_a_build_on_real_transcripts_with_a_trained_model(installed: None, tmp_p
     model, root = str(samples / "models" / "stories260k"), tmp_path / "data"
     job.run(ingest.Ingest(ingest.Options(source=(str(tmp_path / "train.jsonl"),), model=model), str(root)))
     version = sapo(root)
-    assert versions.verify(version) == []
+    assert verify(version) == []
     assert version.manifest["counts"]["kept"] > 20
     means = [np.mean(version.table("train")[f"ref_{side}_logps"].to_numpy()) for side in ("chosen", "rejected")]
     assert means[1] > means[0]  # it wrote B' and not B
