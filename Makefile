@@ -1,7 +1,7 @@
 # make demo   sets up, builds v1 to v3 on a small model, trains on v3; no GPU, no hub
 # make test   sets up, runs the tests
 # make env-vllm  adds the vllm engine for a CPU to what make env sets up
-# make torture  kills builds two hundred times instead of ten
+# make torture  kills builds and training runs two hundred times instead of ten and five, and fuzzes the readers for ten minutes
 # make check  format, lint, types, tests: what CI runs
 
 PYTHON ?= python3
@@ -33,7 +33,7 @@ test: $(READY)
 	$(BIN)/python -m pytest
 
 torture: $(READY)
-	PREFDATA_KILLS=200 $(BIN)/python -m pytest tests/test_kills.py
+	PREFDATA_KILLS=200 PREFDATA_FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/test_kills.py tests/test_trainer_kills.py tests/test_fuzz_readers.py
 
 check: format lint types test
 

@@ -2,6 +2,7 @@
 
 import argparse
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
@@ -10,10 +11,11 @@ from typing import Any, cast
 from prefect import Flow, State, flow, get_run_logger
 from prefect.states import Failed
 
+from flows.interrupts import noticed, server_spared
 from flows.running import build
 from prefdata.builds.job import Job
 from prefdata.builds.options import default_of, kind_of
-from prefdata.errors import UserError
+from prefdata.errors import UserError, faults_in_words
 
 ROOT_HELP = "where versions live: a folder or a URL (default: $PREFDATA_ROOT, else ./data)"
 REFUSED = "Refused"
@@ -84,13 +86,16 @@ class Deployable:
         """Run from a command line. 0; 2 for bad input, with a sentence on stderr; 130 for Ctrl-C."""
         given = vars(self.parser().parse_args(argv))
         try:
-            name = self.run(**given)
+            with noticed() as interrupted, server_spared(), faults_in_words():
+                name = self.run(**given)
         except UserError as problem:
             print(f"{self.name}: {problem}", file=sys.stderr)
             return 2
-        except KeyboardInterrupt:
-            again = " ".join(["python -m", self.module, *(sys.argv[1:] if argv is None else argv)])
-            print(f"\nInterrupted. Finished units are kept; the same command goes on:\n    {again}", file=sys.stderr)
+        except BaseException as problem:
+            if not (interrupted.is_set() or isinstance(problem, KeyboardInterrupt)):
+                raise
+            again = shlex.join(["python", "-m", self.module, *(sys.argv[1:] if argv is None else argv)])
+            print(f"\nInterrupted. What is finished is kept, and the same command goes on: {again}", file=sys.stderr)
             return 130
         print(f"{name} is ready. Look at it with:  prefdata show {name}")
         return 0

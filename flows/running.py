@@ -2,15 +2,23 @@
 
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-from prefect import get_run_logger, task
-from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect import State, get_run_logger, task
+from prefect.artifacts import (
+    create_link_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
 from prefect.cache_policies import NO_CACHE
+from prefect.states import Failed
 
 from prefdata.builds.job import Job, Outcome, Stage, Unit, Watcher, run, run_unit
-from prefdata.errors import UserError
+from prefdata.errors import Unreachable, UserError, faults_in_words
+from prefdata.versions import Version
 from prefdata.work import Work
 
 _REPORT_EVERY_S = 5.0
@@ -21,7 +29,8 @@ _UNDER_WAY: dict[str, tuple[Stage, Unit, Work]] = {}
 
 def _worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
     """Bad input stays bad; anything else (memory, network, a dying engine) may pass."""
-    return not isinstance(state.result(raise_on_failure=False), UserError)
+    result = state.result(raise_on_failure=False)
+    return isinstance(result, Unreachable) or not isinstance(result, UserError | State)
 
 
 @task(
@@ -32,9 +41,19 @@ def _worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
     cache_policy=NO_CACHE,  # what is done is known by content, in the work store
     persist_result=False,
 )
-def work_unit(stage: str, number: int, key: str) -> bool:
-    """Compute one unit and keep it. True if it was computed now."""
-    return run_unit(*_UNDER_WAY[key])
+def work_unit(stage: str, number: int, key: str) -> Any:
+    """Compute one unit and keep it. True if it was computed now.
+
+    What is refused, and a machine that fails, ends the task in a failed state: its message is enough, without a traceback.
+    """
+    current, unit, work = _UNDER_WAY[key]
+    try:
+        with faults_in_words():
+            return run_unit(current, unit, work)
+    except Unreachable:
+        raise
+    except UserError as problem:
+        return Failed(message=str(problem), data=problem)
 
 
 class PrefectWatcher(Watcher):
@@ -99,13 +118,16 @@ def in_tasks(stage: Stage, units: Iterable[Unit], work: Work, watcher: Watcher) 
             continue
         _UNDER_WAY[unit.key] = (stage, unit, work)
         try:
-            watcher.unit(unit, reused=not work_unit(stage.name, number, unit.key))
+            computed = work_unit(stage.name, number, unit.key)
+            if isinstance(computed, State):
+                computed.result()  # raises what the task ended with
+            watcher.unit(unit, reused=not computed)
         finally:
             del _UNDER_WAY[unit.key]
 
 
 def build(job: Job) -> Outcome:
-    """Run a job inside a flow and leave a table of what came of it."""
+    """Run a job inside a flow and leave a table of what came of it, and a link to the version's report."""
     logger = get_run_logger()
     for notice in job.notices:
         logger.info(notice)
@@ -126,4 +148,25 @@ def build(job: Job) -> Outcome:
             for stage in counts["stages"]
         ],
     )
+    _leave_report(job.name, version)
     return outcome
+
+
+def _leave_report(name: str, version: Version) -> None:
+    """Write the version's page and link to it. The version is published, so what goes wrong here is said and no more."""
+    from prefdata import report
+
+    logger = get_run_logger()
+    try:
+        made = report.report_version(version)
+        where = Path(report.write(made)).absolute()
+    except Exception as problem:
+        logger.warning("%s is published, but its report could not be written: %s", version.name, problem)
+        return
+    logger.info("report: %s", where)
+    create_link_artifact(
+        key=f"{name}-report",
+        link=where.as_uri(),
+        link_text=f"report of {version.name}",
+        description=f"{made.alarms} warnings; on the machine that ran the flow: {where}",
+    )

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefdata.errors import UserError
+from prefdata.errors import UserError, faults_in_words
 
 if TYPE_CHECKING:
     from prefdata.diff import Difference, SplitDiff
@@ -155,7 +155,7 @@ def _facts(version: "Version") -> list[tuple[str, Any]]:
 
 @command(
     argument("version", nargs="*", help="versions to check: vN, a tag, latest, or a path or URL"),
-    argument("--all", action="store_true", help="check every version"),
+    argument("--all", action="store_true", help="check every version, the tags and the work units"),
 )
 def verify(args: argparse.Namespace) -> int:
     """Check that versions are what was published: files, counts, ledger, schema.
@@ -171,7 +171,18 @@ def verify(args: argparse.Namespace) -> int:
     if args.all:
         storage = Storage(store.root(args.root))
         names = [f"v{n}" for n in store.numbers(storage) if storage.exists(f"v{n}/{store.MANIFEST}")]
-    return max([_verify(name, args.root) for name in names], default=SOUND)
+    found = [_verify(name, args.root) for name in names]
+    return max([*found, _verify_beside(args.root) if args.all else SOUND], default=SOUND)
+
+
+def _verify_beside(root: str | None) -> int:
+    from prefdata import verify
+    from prefdata import versions as store
+
+    problems = verify.verify_beside(store.root(root))
+    for problem in problems:
+        print(_printable(problem))
+    return PROBLEMS if problems else SOUND
 
 
 def _verify(name: str, root: str | None) -> int:
@@ -420,6 +431,34 @@ def gc(args: argparse.Namespace) -> int:
     return SOUND
 
 
+@command(
+    argument(
+        "target", metavar="WHAT", help="a version (vN, a tag, latest, a path or URL), or a run folder (runs/NAME)"
+    ),
+    argument(
+        "-o",
+        "--out",
+        metavar="FILE",
+        help="default: reports/NAME.html beside the versions, report.html in a run folder; -: the standard output",
+    ),
+)
+def report(args: argparse.Namespace) -> int:
+    """Write a page about a version or a training run: warnings, origin, ledger, plots, rows, curves.
+
+    It is one HTML file that loads nothing: open it in a browser, or send it to someone.
+    """
+    from prefdata import report as reports
+
+    made = reports.report(args.target, root=args.root, out=args.out)
+    if args.out == "-":
+        sys.stdout.buffer.write(made.html.encode("utf-8"))  # whatever the terminal's encoding
+        return SOUND
+    where = reports.write(made)
+    warnings = "no warnings" if not made.alarms else f"{made.alarms} warning{'s' * (made.alarms > 1)}"
+    print(_printable(f"{where}: {warnings}"))
+    return SOUND
+
+
 def _root_option() -> argparse.ArgumentParser:
     """It may stand before or after the command, so where it is not given it must not overwrite the other."""
     parent = argparse.ArgumentParser(add_help=False)
@@ -451,8 +490,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = parser().parse_args(argv)
     try:
-        status: int = args.run(args)
-        sys.stdout.flush()
+        with faults_in_words():
+            status: int = args.run(args)
+            sys.stdout.flush()
     except UserError as error:
         return _refused(error)
     except KeyboardInterrupt:

@@ -15,6 +15,7 @@ from schemas.stats import POSITIVE_LOGP, UNLIKELY_TOKEN
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
+OPTIONAL = ("score", "chosen_score", "rejected_score", "margin", "label", "weight")  # columns that some kinds have
 _CODE_POINTS = 0x110000  # characters that a string can hold
 
 
@@ -50,7 +51,7 @@ def facts(kind: str, rows: pa.RecordBatch) -> pl.DataFrame:
     found = frame.select(
         *("source", "license", "method", "prompt_tokens"),
         *(f"{side}_{what}" for side in sides for what in ("tokens", "finish")),
-        *(name for name in ("score", "chosen_score", "rejected_score", "margin") if name in frame.columns),
+        *(name for name in OPTIONAL if name in frame.columns),
         pl.col("prompt_id").hash().alias("prompt"),
         *(pl.col(f"{side}_ids").hash().alias(f"{side}_answer") for side in sides),
     )

@@ -1,7 +1,9 @@
 """Remove what killed builds left behind: stale claims with their staged files, temporary files, and, asked for, work units.
 
 Only what prefdata itself writes is removed, by name; a folder with a manifest, tags and anything unknown stay. Age is
-that of the newest trace, so whoever still writes is left alone, and so is anything dated in the future.
+that of the newest trace, so whoever still writes is left alone, and so is anything dated a little in the future. What
+is dated weeks ahead was written under a clock that was wrong: its date tells nothing, and it stays unless the process
+that claimed it is known to have ended; it is named each time.
 """
 
 import json
@@ -21,6 +23,7 @@ from prefdata.versions import CLAIM, MANIFEST, numbers
 
 _TEMPORARY = ".tmp-"
 _STAGED = re.compile(r"claim|README\.md|(train|test|ledger)/part-\d{5,}\.parquet|stats/\w+\.parquet")
+_AHEAD_S = 7 * 24 * 3600.0  # further ahead than clocks that are right about the day
 _UNIT = re.compile(r"units/[0-9a-f]{2}/[0-9a-f]{64}")
 
 
@@ -123,15 +126,23 @@ def _alive_or_unknown(storage: Storage, folder: str, files: list[File], older_th
     claim = _read_claim(storage, f"{folder}/{CLAIM}")
     if claim is None:
         return "its claim can't be read"
-    if not _old(max(claim["time"], *(file.modified for file in files)), older_than_s, now):
+    newest = max(claim["time"], *(file.modified for file in files))
+    misdated = _AHEAD_S < newest - now < math.inf
+    if not (misdated or _old(newest, older_than_s, now)):
         return ""
     strange = [
         name for name, file in names.items() if not file.regular or not (_STAGED.fullmatch(name) or file.temporary)
     ]
     if strange:
         return f"it holds {strange[0]}, which prefdata did not write"
-    if claim.get("host") == socket.gethostname() and _running(claim.get("pid")):
+    here = claim.get("host") == socket.gethostname()
+    if here and _running(claim.get("pid")):
         return f"process {claim['pid']}, which claimed it, is still running"
+    if misdated and not here:
+        return (
+            f"it is dated {(newest - now) / 86400:,.0f} days ahead of this machine's clock, and host {claim.get('host')!r} "
+            "claimed it; remove the folder once nothing writes there"
+        )
     return None
 
 
@@ -165,6 +176,11 @@ def _temporaries(files: list[File], older_than_s: float, now: float, found: Plan
     for file in files:
         if file.temporary and _old(file.modified, older_than_s, now):
             found.leftovers.append(Leftover(f"{file.path}: temporary file", (file,)))
+        elif file.temporary and _AHEAD_S < file.modified - now < math.inf:
+            days = (file.modified - now) / 86400
+            found.kept.append(
+                f"{file.path}: it is dated {days:,.0f} days ahead of this machine's clock; remove it once nothing writes there"
+            )
 
 
 def _is_unit(file: File) -> bool:

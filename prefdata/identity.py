@@ -46,6 +46,19 @@ def completion_row_id(prompt: Messages, completion: Any, tools: str | None = Non
     return digest({"kind": "completions", "prompt": _turns(prompt), "completion": _side(completion), "tools": tools})
 
 
+def judged_row_id(prompt: Messages, completion: Any, label: bool, tools: str | None = None) -> str:
+    """One answer judged good by one and bad by another is two rows; a weight is no part of it."""
+    return digest(
+        {
+            "kind": "unpaired",
+            "prompt": _turns(prompt),
+            "completion": _side(completion),
+            "label": label,
+            "tools": tools,
+        }
+    )
+
+
 def tokens_id(prompt_ids: Iterable[int], completion_ids: Iterable[int]) -> str:
     """Names a completion of a prompt by its exact tokens; a cut answer and a finished one differ."""
     return digest({"prompt": [int(i) for i in prompt_ids], "completion": [int(i) for i in completion_ids]})
@@ -61,11 +74,15 @@ def _side(side: Messages | Sequence[int]) -> Any:
     return list(side)
 
 
+_LEAVES = frozenset({int, str, bool, type(None)})
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items() if item is not None}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        # token ids make long lists, and many: what is plain already is left as it is
+        return value if _LEAVES.issuperset(map(type, value)) else [_plain(item) for item in value]
     if isinstance(value, float):
         raise TypeError(f"canonical form holds no floats (found {value!r}): give it as a string")
     return value

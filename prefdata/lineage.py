@@ -15,8 +15,9 @@ from prefdata.versions import Version
 class Node:
     """A line of the tree: a version, a source of rows, or a parent that can't be opened (neither)."""
 
-    label: str
+    label: str  # its parts are two spaces apart
     version: Version | None = None
+    lost: bool = False  # a parent that can't be opened
 
 
 Children = Callable[[Version], Sequence[Node]]
@@ -24,13 +25,18 @@ Children = Callable[[Version], Sequence[Node]]
 
 def ancestors(version: Version) -> Iterator[str]:
     """The version, what it was made from, and so on down to the sources with their licences."""
-    names = _Tags()
-    return _drawn(Node(names.label(version), version), lambda each: [*_parents(each, names), *_sources(each)])
+    names = Tags()
+    return _drawn(Node(names.label(version), version), lambda each: above(each, names))
+
+
+def above(version: Version, names: "Tags") -> list[Node]:
+    """What a version was made from: its parents, then the sources that none of them tells of."""
+    return [*_parents(version, names), *_sources(version)]
 
 
 def descendants(version: Version, given_root: str | None = None) -> Iterator[str]:
     """The version and what was made from it, among the versions below its own root and the one in use."""
-    names = _Tags()
+    names = Tags()
     roots = dict.fromkeys([version.root, Storage(versions.root(given_root)).url])
     known = [each for where in roots for each in versions.every(where)]
 
@@ -63,13 +69,13 @@ def _parent_urls(version: Version) -> list[str]:
     return [ref if "/" in ref else f"{version.root}/{ref}" for ref in version.parents]
 
 
-def _parents(version: Version, names: "_Tags") -> list[Node]:
+def _parents(version: Version, names: "Tags") -> list[Node]:
     found = []
     for ref, entry in zip(version.parents, version.manifest["parents"], strict=True):
         try:
             parent = versions.find(ref, root=version.root)
         except UserError as problem:
-            found.append(Node(f"{ref}  cannot be opened: {str(problem).splitlines()[0]}"))
+            found.append(Node(f"{ref}  cannot be opened: {str(problem).splitlines()[0]}", lost=True))
             continue
         changed = parent.logical_hash != entry["logical_hash"]
         note = f"  (not the {ref} that {version.name} was made from: its logical hash differs)" if changed else ""
@@ -100,7 +106,7 @@ def _source(source: Mapping[str, Any]) -> str:
     return "  ".join(str(part) for part in parts if part)
 
 
-class _Tags:
+class Tags:
     """Labels of versions, with their tags; each root's tags are read once."""
 
     def __init__(self) -> None:

@@ -12,19 +12,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefdata.errors import UserError
-from schemas import completions, pairs
+from schemas import completions, pairs, unpaired
 from schemas.stats import POSITIVE_LOGP
 
-BASE = {pairs.KIND: pairs.BASE, completions.KIND: completions.BASE}
-REFERENCE = {pairs.KIND: pairs.REFERENCE, completions.KIND: completions.REFERENCE}
+BASE = {kind.KIND: kind.BASE for kind in (pairs, completions, unpaired)}
+REFERENCE = {kind.KIND: kind.REFERENCE for kind in (pairs, completions, unpaired)}
 SEGMENT = {pairs.KIND: pairs.SEGMENT}
-SIDES = {pairs.KIND: ("chosen", "rejected"), completions.KIND: ("completion",)}
+SIDES = {pairs.KIND: ("chosen", "rejected"), completions.KIND: ("completion",), unpaired.KIND: ("completion",)}
 
 _LABELS = (
     "chosen_score",
     "rejected_score",
     "score",
     "preference",
+    "label",
+    "weight",
     "segment_start",
     "segment_end",
     "segment_source_end",

@@ -1,17 +1,38 @@
-"""Whether what stands in a manifest.json is a manifest that this prefdata reads."""
+"""A manifest as bytes, and whether what stands in a manifest.json is a manifest that this prefdata reads."""
 
+import json
 from collections.abc import Iterator, Mapping
 from types import UnionType
-from typing import Any, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Any, cast, get_args, get_origin, get_type_hints, is_typeddict
 
+from prefdata.storage import sha256
 from schemas.manifest import FORMAT, Manifest
+
+
+def sealed(fields: Mapping[str, Any]) -> Manifest:
+    """The manifest of these fields, with the seal that they have."""
+    return cast(Manifest, {**fields, "seal": _seal(fields)})
+
+
+def as_bytes(manifest: Mapping[str, Any]) -> bytes:
+    """What manifest.json holds."""
+    return json.dumps(manifest, ensure_ascii=False, indent=2).encode()
 
 
 def problem(found: object) -> str | None:
     """What keeps parsed JSON from being a manifest, in words; None if nothing does. Further keys are no problem."""
     if isinstance(found, dict) and "format" in found and found["format"] != FORMAT:
         return f"format {found['format']!r}, and this prefdata reads {FORMAT!r}"
-    return next(_wrong(found, Manifest, ""), None)
+    if wrong := next(_wrong(found, Manifest, ""), None):
+        return wrong
+    if isinstance(found, dict) and found["seal"] != _seal(found):
+        return "it is not as it was published (its seal differs); restore the file, or build the version again"
+    return None
+
+
+def _seal(fields: Mapping[str, Any]) -> str:
+    covered = {name: value for name, value in fields.items() if name != "seal"}
+    return sha256(json.dumps(covered, sort_keys=True).encode())
 
 
 def _wrong(value: object, wanted: Any, where: str) -> Iterator[str]:

@@ -166,7 +166,11 @@ def _config_in(source: Source, name: str, trust_remote_code: bool) -> "Pretraine
 
     if not (source.folder / "config.json").is_file():
         adapter = (source.folder / "adapter_config.json").is_file()
-        found = "a LoRA adapter without its model: merge it into the model first" if adapter else "not a model folder"
+        found = (
+            "a LoRA adapter without its model: merge it first (trainers.run does with --merge)"
+            if adapter
+            else "not a model folder"
+        )
         raise UserError(f"model {name}: {source.folder} has no config.json, so it is {found}.")
     with _in_words(name):
         return AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]

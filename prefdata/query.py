@@ -2,7 +2,7 @@
 
     versions                          one line per version
     v1, v2, ...                       the rows of a version, with their split
-    pairs, completions                the rows of all versions of a kind, with their version and split
+    pairs, completions, unpaired      the rows of all versions of a kind, with their version and split
     ledger                            the ledgers of all versions
     lengths, similarity, reference    the stats tables of all versions (see `schemas.stats`)
 
@@ -31,7 +31,7 @@ from schemas.stats import TABLES
 VERSIONS = pa.schema(
     [
         required("version", pa.string(), "vN"),
-        required("kind", pa.string(), "what a row is: pairs, completions"),
+        required("kind", pa.string(), "what a row is: pairs, completions, unpaired"),
         required("build", pa.string(), "the rule that made it"),
         required("round", pa.int64(), "regeneration round in the lineage"),
         required(
@@ -65,7 +65,9 @@ _NO_SUCH_VERSION = re.compile(r"Table with name (v\d+) does not exist")
 def connect(root: str | None = None, *, mentioned_in: str | None = None) -> duckdb.DuckDBPyConnection:
     """A connection in memory with every view; with those that a query mentions, if it mentions any.
 
-    Making a view opens the files behind it, which takes a while in an object store.
+    Making a view opens the files behind it, which takes a while in an object store. DuckDB reads past a flipped byte, so
+    the files behind the views that a query mentions are hashed first: all but those in an object store, which keeps
+    checksums of its own and where that would fetch each file whole.
     """
     connection = duckdb.connect(":memory:")
     # a misspelt name must be an error, not a Python variable that happens to be called so
@@ -74,8 +76,11 @@ def connect(root: str | None = None, *, mentioned_in: str | None = None) -> duck
     storage = Storage(versions.root(root))
     if not storage.local:
         connection.register_filesystem(storage.fs)
-    views = _views(versions.every(root), root)
+    found = versions.every(root)
+    views = _views(found, root)
     mentioned = set(re.findall(r"\w+", (mentioned_in or "").lower())) & views.keys()
+    if storage.local:
+        _check_files(found, mentioned)
     with _in_words(root):
         for name in mentioned or views:
             view = views[name]
@@ -177,13 +182,28 @@ def _views(found: Sequence[Version], root: str | None) -> dict[str, str | pa.Tab
     return views | _stats_views(found)
 
 
+def _check_files(found: Sequence[Version], views: set[str]) -> None:
+    """DamagedVersion if a file behind one of these views is not what was published."""
+    for version in found:
+        folders = [*SPLITS] if views & {version.name, version.kind} else []
+        folders += ["ledger"] if "ledger" in views else []
+        entries = [entry for folder in folders for entry in version.files(folder)]
+        entries += [entry for entry in version.files("stats") if _stats_name(entry["path"]) in views]
+        for entry in entries:
+            version.check(entry)
+
+
 def _stats_views(found: Sequence[Version]) -> dict[str, str | pa.Table]:
     parts: dict[str, list[str]] = {name: [] for name in TABLES}
     for version in found:
         for path in version.paths("stats"):
-            name = path.rsplit("/", 1)[-1].removesuffix(".parquet")
+            name = _stats_name(path)
             parts.setdefault(name, []).append(_named(version, _read([path])))
     return {name: _union(part) or _nothing(TABLES.get(name), "version") for name, part in parts.items()}
+
+
+def _stats_name(path: str) -> str:
+    return path.rsplit("/", 1)[-1].removesuffix(".parquet")
 
 
 def _rows(version: Version) -> str:

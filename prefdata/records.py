@@ -1,4 +1,4 @@
-"""What a source yields before tokens exist: conversations, comparisons, demonstrations, rows set aside."""
+"""What a source yields before tokens exist: comparisons, completions, judged answers, and rows set aside."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -62,8 +62,8 @@ class Comparison:
 
 
 @dataclass(frozen=True)
-class Demonstration:
-    """A prompt and one good answer."""
+class Completion:
+    """A prompt and one answer: a demonstration, or one that somebody or something scored."""
 
     prompt: Messages
     completion: Messages
@@ -73,7 +73,20 @@ class Demonstration:
     license: str | None = None
 
 
-Record = Comparison | Demonstration
+@dataclass(frozen=True)
+class Judged:
+    """A prompt and one answer that was called good or bad by itself (unpaired feedback)."""
+
+    prompt: Messages
+    completion: Messages
+    label: bool
+    tools: str | None = None
+    weight: float | None = None
+    source: str | None = None
+    license: str | None = None
+
+
+Record = Comparison | Completion | Judged
 
 
 @dataclass(frozen=True)
@@ -82,6 +95,21 @@ class SetAside:
 
     reason: str
     detail: str = ""
+
+
+@dataclass(frozen=True)
+class Several:
+    """What a row says when it says more than one thing: at least one part, each a record or why there is none.
+
+    Rows of one `group` may state the same record, as two replies of a tree both belong to their comparison: it is made
+    once, from all of them. A group stays in one split.
+    """
+
+    parts: "tuple[Record | SetAside, ...]"
+    group: str | None = None
+
+
+Parsed = Record | SetAside | Several
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ more than one batch; what is left is summed up here, per split. The tables' colu
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import polars as pl
 import pyarrow as pa
@@ -75,8 +75,11 @@ def _summaries(sides: tuple[str, ...], rows: pl.DataFrame) -> dict[str, pl.DataF
         "sources": rows.group_by("split", "source", "license", "method", maintain_order=True).agg(rows=pl.len()),
         "lengths": _lengths(rows, ("prompt", *sides)),
         "duplicates": _pair_duplicates(rows) if are_pairs else _duplicates(rows),
-        "scores": _scores(rows),
     }
+    if scored := [name for name in _SCORES if _SCORES[name] in rows.columns]:
+        found["scores"] = _scores(rows, scored)
+    if "label" in rows.columns:
+        found["labels"] = _labels(rows)
     if are_pairs:
         found |= {"length_bias": _length_bias(rows), "similarity": _similarity(rows)}
     if referenced:
@@ -144,15 +147,31 @@ def _repeats(answer: str) -> dict[str, pl.Expr]:
     }
 
 
-def _scores(rows: pl.DataFrame) -> pl.DataFrame:
-    columns = {"chosen": "chosen_score", "rejected": "rejected_score", "margin": "margin", "completion": "score"}
+_SCORES = {"chosen": "chosen_score", "rejected": "rejected_score", "margin": "margin", "completion": "score"}
 
+
+def _scores(rows: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
     def one(column: str) -> pl.DataFrame:
         score = pl.col(column)
         given = rows.filter(score.is_not_null())
         return _by_split(given, **_spread(score), zero=(score == 0).sum(), negative=(score < 0).sum())
 
-    return _stacked("score", {name: one(column) for name, column in columns.items() if column in rows.columns})
+    return _stacked("score", {name: one(_SCORES[name]) for name in names})
+
+
+def _labels(rows: pl.DataFrame) -> pl.DataFrame:
+    both = pl.col("label").n_unique().over("split", "prompt") == 2
+    return (
+        rows.with_columns(both=both)
+        .group_by("split", "label", maintain_order=True)
+        .agg(
+            rows=pl.len(),
+            weight=pl.col("weight").fill_null(1.0).sum(),
+            mean_tokens=pl.col("completion_tokens").mean(),
+            sharing_prompt_with_other_label=pl.col("both").sum(),
+        )
+        .sort("split", "label", descending=True)
+    )
 
 
 def _reference(rows: pl.DataFrame, sides: tuple[str, ...]) -> pl.DataFrame:

@@ -10,9 +10,10 @@ import os
 import secrets
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
+from prefdata import object_store
 from prefdata.errors import UserError
 
 _TEMPORARY = ".tmp-"
@@ -32,6 +33,9 @@ class Storage:
             raise UserError(f"cannot open {url!r} as a place for data: {problem}") from problem
         self._base = self._base.rstrip("/") or "/"
         self.local = "file" in _protocols(self.fs)
+        # a listing that was kept would hide what others wrote since; the file system object is shared in the process
+        self.fs.dircache.use_listings_cache = False
+        self.fs.invalidate_cache()
 
     @property
     def url(self) -> str:
@@ -50,14 +54,15 @@ class Storage:
 
     def read(self, name: str) -> bytes:
         """The whole file. FileNotFoundError if there is none."""
-        with _in_words(self.path(name), "read"):
+        with self._in_words("read", name):
             data = self.fs.cat_file(self.path(name))
         return data if isinstance(data, bytes) else bytes(data)
 
     def write(self, name: str, data: bytes) -> None:
         """Write or replace a file so that no reader ever sees a part of it."""
         if not self.local:
-            self.fs.pipe_file(self.path(name), data)
+            with self._in_words("write into", _parent(name)):
+                self.fs.pipe_file(self.path(name), data)
             return
         temporary = self._write_temporary(name, data)
         try:
@@ -72,11 +77,8 @@ class Storage:
         An object store that loses its answer and is asked again may say False to the caller that made it.
         """
         if not self.local:
-            try:
-                self.fs.pipe_file(self.path(name), data, mode="create")
-            except FileExistsError:
-                return False
-            return True
+            with self._in_words("write into", _parent(name)):
+                return object_store.create(self.fs, self.path(name), data)
         if os.path.exists(self.path(name)):
             return False
         temporary = self._write_temporary(name, data)
@@ -86,51 +88,58 @@ class Storage:
             _unlink(temporary)
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file or folder of that name, as it is now (listings are not cached)."""
-        self.fs.invalidate_cache()
-        return bool(self.fs.exists(self.path(name)))
+        """Whether there is a file or folder of that name."""
+        with self._in_words("look into", name):
+            return bool(self.fs.exists(self.path(name)))
 
     def probe(self) -> None:
-        """UserError if a file can't be made and removed here, for whatever reason there is."""
+        """UserError if files can't be made and removed here, or if two callers could create the same one."""
         name = f"{_TEMPORARY}{secrets.token_hex(8)}"
         try:
-            self.write(name, b"")
+            created = [self.create(name, b"") for _ in range(2)]
             self.remove(name)
-        except UserError:
-            raise
-        except Exception as problem:  # each object store has errors of its own
+        except OSError as problem:
             raise UserError(f"cannot write into {self.url} ({problem}): {_ELSEWHERE}") from problem
+        if created != [True, False]:
+            raise UserError(
+                f"{self.url} lets a file that is there be created again, so two builds could take the same version: it "
+                f"needs conditional writes (If-None-Match). Update what serves it, or {_ELSEWHERE}"
+            )
 
     def folders(self, name: str = "") -> list[str]:
         """Names of the folders directly below, sorted; none if the folder is absent."""
-        return sorted(_last(entry["name"]) for entry in self._entries(name) if entry["type"] == "directory")
+        return _folders(self._entries(name))
 
     def names(self, name: str = "") -> list[str]:
         """Names of the files directly below, sorted; none if the folder is absent."""
-        found = (_last(entry["name"]) for entry in self._entries(name) if entry["type"] == "file")
-        return sorted(entry for entry in found if entry and not entry.startswith(_TEMPORARY))
+        return _files(self._entries(name))
 
     def walk(self, name: str = "") -> Iterator[str]:
         """Every file below a folder, at any depth, relative to that folder."""
-        yield from self.names(name)
-        for folder in self.folders(name):
+        entries = self._entries(name)
+        yield from _files(entries)
+        for folder in _folders(entries):
             inside = f"{name}/{folder}" if name else folder
             yield from (f"{folder}/{file}" for file in self.walk(inside))
 
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all it holds; nothing happens if it is absent."""
-        if self.exists(name):
+        with suppress(FileNotFoundError), self._in_words("remove", name, lasting=frozenset()):
             self.fs.rm(self.path(name), recursive=True)
 
     def _entries(self, name: str) -> list[dict[str, Any]]:
-        self.fs.invalidate_cache()
         try:
-            with _in_words(self.path(name), "list", but=NotADirectoryError):
+            with self._in_words("list", name, but=NotADirectoryError):
                 entries: list[dict[str, Any]] = self.fs.ls(self.path(name), detail=True)
         except (FileNotFoundError, NotADirectoryError):
             return []
         own = self.path(name).rstrip("/")
         return [entry for entry in entries if entry["name"].rstrip("/") != own]
+
+    def _in_words(self, act: str, name: str, **local: Any) -> AbstractContextManager[None]:
+        if self.local:
+            return _in_words(self.path(name), act, **local)
+        return object_store.in_words(act, f"{self.url}/{name}" if name else self.url)
 
     def _write_temporary(self, name: str, data: bytes) -> str:
         folder = os.path.dirname(self.path(name))
@@ -143,7 +152,8 @@ class Storage:
                 file.flush()
                 os.fsync(file.fileno())
         except BaseException:
-            _unlink(temporary)
+            with suppress(OSError):  # what stopped the writing is what to tell of
+                os.unlink(temporary)
             raise
         return temporary
 
@@ -167,6 +177,7 @@ def _in_words(
         yield
     except OSError as problem:
         if problem.errno not in lasting or (but is not None and isinstance(problem, but)):
+            problem.filename = problem.filename or path  # a failed write does not say where
             raise
         why = os.strerror(problem.errno or 0).lower()
         raise UserError(f"cannot {act} {path} ({why}): {_ELSEWHERE}") from problem
@@ -227,8 +238,21 @@ def _protocols(fs: Any) -> tuple[str, ...]:
     return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
 
 
+def _folders(entries: list[dict[str, Any]]) -> list[str]:
+    return sorted(_last(entry["name"]) for entry in entries if entry["type"] == "directory")
+
+
+def _files(entries: list[dict[str, Any]]) -> list[str]:
+    found = (_last(entry["name"]) for entry in entries if entry["type"] == "file")
+    return sorted(entry for entry in found if entry and not entry.startswith(_TEMPORARY))
+
+
 def _last(path: str) -> str:
     return path.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _parent(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def _unlink(path: str) -> None:

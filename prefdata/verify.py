@@ -1,11 +1,15 @@
 """Whether a version is what its manifest says: bytes, schema, counts, ledger, hash."""
 
-from prefdata import parquet
+from itertools import filterfalse
+
+from prefdata import manifests, parquet, versions
 from prefdata.counts import Tally
 from prefdata.counts import problems as count_problems
+from prefdata.errors import UserError
 from prefdata.logical import LogicalHash, row_problems
 from prefdata.storage import sha256
-from prefdata.versions import CLAIM, MANIFEST, SPLITS, Version
+from prefdata.versions import MANIFEST, SPLITS, Version
+from prefdata.work import Work
 from schemas.manifest import FileEntry
 
 
@@ -21,10 +25,25 @@ def verify(version: Version) -> list[str]:
     return [*_verify_rows(version), *_verify_ledger(version)]
 
 
+def verify_beside(root: str) -> list[str]:
+    """What is wrong below a root with what is no version: tags that name none, and damaged work units."""
+    problems = []
+    for tag in versions.tags(root):
+        try:
+            versions.find(tag, root=root)
+        except UserError as problem:
+            problems.append(f"tags/{tag}: {problem}")
+    work = Work(root)
+    damaged = filterfalse(work.sound, work.keys())
+    return problems + [f"{work.path(key)}: damaged; a build that needs it computes it again" for key in damaged]
+
+
 def _verify_files(version: Version) -> list[str]:
     listed = {entry["path"] for entry in version.manifest["files"]}
-    strangers = sorted(set(version.storage.walk()) - listed - {MANIFEST, CLAIM})
+    strangers = sorted(set(version.storage.walk()) - listed - {MANIFEST})
     problems = [f"{path}: not in the manifest" for path in strangers]
+    if version.storage.read(MANIFEST) != manifests.as_bytes(version.manifest):
+        problems.append(f"{MANIFEST}: its bytes are not those that were published")
     for entry in version.manifest["files"]:
         problems.extend(_verify_file(version, entry))
     return problems

@@ -11,8 +11,9 @@ import re
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import pyarrow as pa
@@ -27,6 +28,7 @@ from schemas.manifest import FORMAT, FileEntry, Manifest, Parent
 MANIFEST = "manifest.json"
 CLAIM = "claim"
 ROWS_PER_FILE = 8192
+_READERS = 16  # manifests read at a time
 SPLITS = ("train", "test")
 
 _NUMBERED = re.compile(r"v([1-9][0-9]*)")
@@ -90,6 +92,10 @@ class Version:
         """One Parquet file. DamagedVersion if its bytes are not those that were published."""
         wanted = None if columns is None else list(columns)
         return parquet.read(self._bytes(entry), wanted)
+
+    def check(self, entry: FileEntry) -> None:
+        """DamagedVersion if a file is not as it was published."""
+        self._bytes(entry)
 
     def _bytes(self, entry: FileEntry) -> bytes:
         try:
@@ -164,15 +170,20 @@ def every(given_root: str | None = None, *, damaged: Callable[[DamagedVersion], 
     """
     storage = Storage(root(given_root))
     found = []
-    for number in numbers(storage):
-        try:
-            version = _open_numbered(storage, f"v{number}")
-        except DamagedVersion as damage:
-            damaged(damage)
-            continue
-        if version is not None:
-            found.append(version)
+    with ThreadPoolExecutor(_READERS) as pool:  # an object store takes its time for each manifest
+        for opened in pool.map(partial(_opened, storage), numbers(storage)):
+            if isinstance(opened, DamagedVersion):
+                damaged(opened)
+            elif opened is not None:
+                found.append(opened)
     return found
+
+
+def _opened(storage: Storage, number: int) -> Version | DamagedVersion | None:
+    try:
+        return _open_numbered(storage, f"v{number}")
+    except DamagedVersion as damage:
+        return damage
 
 
 def find(ref: str, *, root: str | None = None, kinds: Sequence[str] | None = None) -> Version:
@@ -194,8 +205,17 @@ def find_build(build_key: str, given_root: str | None = None) -> Version | None:
 
 def tags(given_root: str | None = None) -> dict[str, str]:
     """Tag names and the versions they name."""
-    storage = Storage(root(given_root)).at("tags")
-    return {name: storage.read(name).decode().strip() for name in storage.names()}
+    return {name: named for name, (named, _) in _tags(root(given_root)).items()}
+
+
+def _tags(where: str) -> dict[str, tuple[str, str | None]]:
+    """Per tag the version it names, and that version's logical hash; None in a file written by hand."""
+    storage = Storage(where).at("tags")
+    found = {}
+    for name in storage.names():
+        named, _, logical_hash = storage.read(name).decode(errors="replace").strip().partition(" ")
+        found[name] = named, logical_hash or None
+    return found
 
 
 def tag(name: str, ref: str, given_root: str | None = None) -> tuple[Version, str | None]:
@@ -207,7 +227,7 @@ def tag(name: str, ref: str, given_root: str | None = None) -> tuple[Version, st
     if version.url != storage.at(version.name).url:
         raise UserError(f"{version.url} is not in {storage.url}: a tag names a version beside it")
     before = tags(given_root).get(name)
-    storage.at("tags").write(name, f"{version.name}\n".encode())
+    storage.at("tags").write(name, f"{version.name} {version.logical_hash}\n".encode())
     return version, before
 
 
@@ -273,10 +293,15 @@ def _named(ref: str, where: str) -> Version:
         if version is None:
             raise UserError(f"{ref!r} is not a version: it has no {MANIFEST}")
         return version
-    name = ref if _NUMBERED.fullmatch(ref) else tags(where).get(ref)
+    name, logical_hash = (ref, None) if _NUMBERED.fullmatch(ref) else _tags(where).get(ref, (None, None))
     version = _open_numbered(Storage(where), name) if name and _NUMBERED.fullmatch(name) else None
     if version is None:
         raise UserError(_absent(ref, name, where))
+    if logical_hash not in (None, version.logical_hash):
+        raise UserError(
+            f"the tag {ref!r} names {name} as it does not stand there: the logical hash beside it differs. If {name} is "
+            f"the one to name, give the tag again:  prefdata tag {ref} {name}"
+        )
     return version
 
 
@@ -300,15 +325,17 @@ class Staging:
     def __init__(self, given_root: str | None, schema: pa.Schema, build_key: str) -> None:
         self._root = Storage(root(given_root))
         self.schema = schema
-        self.number = _claim(self._root, build_key)
+        claim = _claim_data(build_key)
+        self.number = _claim(self._root, claim)
         self.storage = self._root.at(f"v{self.number}")
-        self.files: list[FileEntry] = []
+        self.files = [_entry(CLAIM, claim)]
         self.rows: dict[str, int] = {}
         self._pending: dict[str, list[pa.Table]] = {}
         self._parts: dict[str, int] = {}
         self._hash = logical.LogicalHash()
         self._tally = counts.Tally()
         self.published = False
+        self._under_way = False  # the manifest is asked for, and nobody knows yet whether it will be written
 
     @property
     def name(self) -> str:
@@ -318,7 +345,7 @@ class Staging:
         return self
 
     def __exit__(self, *problem: object) -> None:
-        if not self.published:
+        if not (self.published or self._under_way):
             _discard(self.storage)
 
     def add(self, split: str, rows: pa.Table) -> None:
@@ -367,23 +394,27 @@ class Staging:
             "packages": _packages(),
             "created_at": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        return cast(Manifest, content)
+        return manifests.sealed(content)
 
     def publish(self, manifest: Manifest) -> Version:
         """Write the manifest: from here on the version exists."""
         self._check_staged()
-        data = json.dumps(manifest, ensure_ascii=False, indent=2).encode()
+        data = manifests.as_bytes(manifest)
         if wrong := manifests.problem(json.loads(data)):
             raise ValueError(f"no reader would open this manifest: {wrong}")
+        # a request to an object store may still be carried out after the one who made it was interrupted or gave up
+        self._under_way = not self.storage.local
+        created = self.storage.create(MANIFEST, data)
+        self._under_way = False
         # an object store whose answer was lost and that is asked again refuses what the first request wrote
-        if not self.storage.create(MANIFEST, data) and self.storage.read(MANIFEST) != data:
+        if not created and self.storage.read(MANIFEST) != data:
             raise UserError(f"{self.storage.url} was published by another process meanwhile; nothing was changed")
         self.published = True
         return Version(self.storage, manifest)
 
     def _check_staged(self) -> None:
         """A publisher that was silent for long may have been taken for dead, and its files collected."""
-        gone = {CLAIM, *(entry["path"] for entry in self.files)} - set(self.storage.walk())
+        gone = {entry["path"] for entry in self.files} - set(self.storage.walk())
         if gone:
             raise UserError(
                 f"{self.name} lost {', '.join(sorted(gone)[:3])} while it was staged, perhaps to `prefdata gc`; nothing "
@@ -413,15 +444,22 @@ class Staging:
 
     def _write(self, path: str, data: bytes, rows: int | None = None) -> None:
         self.storage.write(path, data)
-        entry: FileEntry = {"path": path, "sha256": sha256(data), "bytes": len(data)}
-        if rows is not None:
-            entry["rows"] = rows
-        self.files.append(entry)
+        self.files.append(_entry(path, data, rows))
 
 
-def _claim(storage: Storage, build_key: str) -> int:
+def _entry(path: str, data: bytes, rows: int | None = None) -> FileEntry:
+    entry: FileEntry = {"path": path, "sha256": sha256(data), "bytes": len(data)}
+    if rows is not None:
+        entry["rows"] = rows
+    return entry
+
+
+def _claim_data(build_key: str) -> bytes:
     claim = {"host": socket.gethostname(), "pid": os.getpid(), "time": time.time(), "build_key": build_key}
-    data = json.dumps(claim).encode()
+    return json.dumps(claim).encode()
+
+
+def _claim(storage: Storage, data: bytes) -> int:
     number = max(numbers(storage), default=0) + 1
     while not storage.create(f"v{number}/{CLAIM}", data):
         number += 1

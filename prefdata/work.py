@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
 
+from prefdata.errors import UserError
 from prefdata.identity import digest
 from prefdata.storage import Storage
 
@@ -41,6 +42,24 @@ class Work:
         if tables is None:
             self._storage.remove(_name(key))  # damaged on disk: recomputed whole
         return tables
+
+    def result(self, key: str) -> Tables:
+        """The tables of a unit that was done when it was last asked for. UserError if it is gone or damaged by now."""
+        tables = self.load(key)
+        if tables is None:
+            raise UserError(
+                f"the finished unit {self.path(key)} is gone or damaged since; give the same command again, and it is "
+                "computed anew"
+            )
+        return tables
+
+    def sound(self, key: str) -> bool:
+        """Whether the unit can be read back whole; unlike `load` this removes nothing."""
+        return _unpack(self._storage.read(_name(key))) is not None
+
+    def path(self, key: str) -> str:
+        """Where the unit stands, from the root on."""
+        return f"{FOLDER}/{_name(key)}"
 
     def done(self, key: str) -> bool:
         """Whether the unit is there (its bytes are checked when it is loaded)."""

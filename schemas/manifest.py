@@ -62,6 +62,7 @@ class Manifest(TypedDict):
     reference: dict[str, Any] | None  # model digest, dtype, forward
     logical_hash: str  # sha256 over ids, text, tokens and labels; not over log-probs or file layout
     counts: Counts
-    files: list[FileEntry]
+    files: list[FileEntry]  # all but the manifest
     packages: dict[str, str]
     created_at: str  # UTC, ISO 8601
+    seal: str  # sha256 over all other fields, so that damage to the manifest itself shows

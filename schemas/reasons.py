@@ -4,9 +4,9 @@ REASONS: dict[str, str] = {
     # reading
     "unreadable_row": "the line or record could not be parsed",
     "not_an_object": "the record is not a mapping of columns to values",
+    # format
     "missing_field": "a column that the format needs is absent or null",
     "wrong_type": "a column holds a value of another type than the format needs",
-    # format
     "other_format": "the row's columns or text are laid out in another way than the format reads",
     "unknown_role": "a turn's role is none of system, developer, user, assistant, tool",
     "lone_surrogate": "the text holds half of a surrogate pair, which UTF-8 cannot store",
@@ -20,6 +20,15 @@ REASONS: dict[str, str] = {
     "scores_inverted": "the chosen side has the lower score",
     "score_not_finite": "a score is NaN or infinite",
     "preference_out_of_range": "the preference probability is outside [0, 1]",
+    "weight_out_of_range": "the weight of the row is not a finite number above 0",
+    "tie": "those who compared the answers prefer none of them",
+    "repeated_answer": "the same answer stands in the row before",
+    "conflicting_labels": "the same answer or pair stands in the source with different scores, weights or preferences",
+    "contradicted": "the same two answers are also compared the other way round in the same place",
+    "repeated_id": "an earlier row of the file has the same id",
+    "deleted_message": "the message, or a turn before it, was deleted by those who made the data",
+    "parent_missing": "the turns before the message are not all there",
+    "not_compared": "nothing was preferred to the message, nor the message to anything",
     # gate, on text
     "identical_sides": "chosen and rejected are the same text",
     "chosen_empty": "the chosen answer is empty",
@@ -39,9 +48,10 @@ REASONS: dict[str, str] = {
     "nothing_scored": "the loss mask leaves no token to score",
     # identity and splits
     "duplicate_row": "an equal row is already in this version",
-    "prompt_in_test": "the prompt is in the test split too",
+    "prompt_in_test": "the prompt, token by token, is in the test split too",
     # generation
     "duplicate_answer": "another row has the same prompt and good answer and stands for both",
+    "lower_score": "another answer to the prompt has a higher score",
     "chosen_not_preferred": "the preference probability says that chosen is more likely the worse side",
     "segment_unchanged": "every redraw of the segment gave back the original tokens",
     "nothing_to_regenerate": "the answer has no content token to regenerate",

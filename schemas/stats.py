@@ -107,6 +107,16 @@ TABLES: dict[str, pa.Schema] = {
             _count("negative", "rows where it is below 0: for margin, the scores contradict the label"),
         ]
     ),
+    "labels": pa.schema(
+        [
+            _SPLIT,
+            required("label", pa.bool_(), "true: desirable completions; false: undesirable ones"),
+            _count("rows", "rows"),
+            _measure("weight", "sum of their weights"),
+            _measure("mean_tokens", "mean scored tokens of their completions: a difference is a length bias"),
+            _count("sharing_prompt_with_other_label", "rows whose prompt also has completions of the other label"),
+        ]
+    ),
     "reference": pa.schema(
         [
             _SPLIT,

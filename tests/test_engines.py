@@ -15,26 +15,13 @@ from prefdata.engines.transformers import TransformersEngine, inverse_cdf
 from prefdata.errors import UserError
 from prefdata.logprobs import Tree, score
 from tests.samples import samples_dir
-from tests.tiny_models import FAMILIES, POSITIONS, VOCABULARY, save_tiny_model, tiny_model
+from tests.tiny_models import FAMILIES, POSITIONS, VOCABULARY, random_requests, save_tiny_model, tiny_model
 
 FILTERED = Sampling(temperature=0.7, top_k=12, top_p=0.9)
 
 
 def engine_of(model: Any, **options: Any) -> TransformersEngine:
     return TransformersEngine(model, {"name": "tiny"}, **options)
-
-
-def random_requests(count: int = 12, seed: int = 0, vocabulary: int = VOCABULARY, longest: int = 20) -> list[Request]:
-    rng = np.random.default_rng(seed)
-    return [
-        Request(
-            key=f"r{i}",
-            prompt_ids=tuple(int(t) for t in rng.integers(vocabulary, size=rng.integers(1, longest))),
-            max_new_tokens=int(rng.integers(1, longest)),
-            seed=int(rng.integers(2**62)),
-        )
-        for i in range(count)
-    ]
 
 
 def by_key(samples: Any) -> dict[str, tuple[tuple[int, ...], str]]:

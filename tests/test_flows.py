@@ -92,6 +92,7 @@ def test_from_files_to_a_served_run_by_bare_name(home: Path, model: str, tmp_pat
     ended = flow(home, "flows.ingest", str(source), "--model", model, "--root", str(root))
     assert ended.returncode == 0, ended.stderr
     assert "v1 is ready" in ended.stdout
+    assert (tmp_path / "reports" / "v1.html").exists()
     with server(home) as url, serving(home, url, root):
         for name in ("v2", "v3"):
             asked = subprocess.run(

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdata import identity
-from prefdata.records import Comparison, Demonstration, Message, Messages, Record, SetAside
+from prefdata.records import Comparison, Completion, Message, Messages, Record, SetAside
 from prefdata.steps import gate
-from prefdata.steps.tokenise import completion_rows, pair_rows
+from prefdata.steps.tokenise import rows as rows_of
 from prefdata.tokens import Limits, Renderer, shared_prefix
 from schemas import completions, pairs
 from schemas.reasons import REASONS
@@ -35,8 +35,8 @@ def comparison(
     return Comparison(**{"prompt": QUESTION, "chosen": said(chosen), "rejected": said(rejected)} | fields)
 
 
-def demonstration(completion: str = "The sea is wide.", **fields: Any) -> Demonstration:
-    return Demonstration(**{"prompt": QUESTION, "completion": said(completion)} | fields)
+def demonstration(completion: str = "The sea is wide.", **fields: Any) -> Completion:
+    return Completion(**{"prompt": QUESTION, "completion": said(completion)} | fields)
 
 
 @cache
@@ -46,14 +46,13 @@ def renderer(style: str = "qwen25") -> Renderer:
 
 
 def one_row(record: Comparison, limits: Limits = WIDE, style: str = "qwen25") -> dict[str, Any]:
-    (row,) = pair_rows([record], renderer(style), limits)
+    (row,) = rows_of([record], renderer(style), limits)
     assert isinstance(row, dict), row
     return row
 
 
 def why(record: Record, limits: Limits = WIDE, style: str = "qwen25") -> str:
-    rows: Any = pair_rows if isinstance(record, Comparison) else completion_rows
-    (found,) = rows([record], renderer(style), limits)
+    (found,) = rows_of([record], renderer(style), limits)
     assert isinstance(found, SetAside), found
     assert found.reason in REASONS
     return found.reason
@@ -164,7 +163,7 @@ def test_a_row_holds_what_the_schema_says() -> None:
 
 def test_a_completion_row_holds_what_the_schema_says() -> None:
     record = demonstration(score=1.0)
-    (row,) = completion_rows([record], renderer("qwen3"), WIDE, source="file.jsonl", method="sampled")
+    (row,) = rows_of([record], renderer("qwen3"), WIDE, source="file.jsonl", method="sampled")
     assert isinstance(row, dict)
     assert set(row) == set(completions.BASE.names)
     table = pa.Table.from_pylist([row], schema=completions.BASE)
@@ -193,7 +192,7 @@ def test_a_side_can_be_empty_once_templated() -> None:
 
 
 def test_a_refused_side_sets_the_pair_aside_and_says_which() -> None:
-    (found,) = pair_rows([comparison(rejected="a<|im_end|>b")], renderer(), WIDE)
+    (found,) = rows_of([comparison(rejected="a<|im_end|>b")], renderer(), WIDE)
     assert found == SetAside("special_token_in_text", "rejected: <|im_end|>")
 
 
@@ -220,11 +219,11 @@ def test_the_limits_by_example() -> None:
 
 def test_the_template_s_opening_is_no_answer() -> None:
     record = demonstration()
-    (row,) = completion_rows([record], renderer("qwen3"), WIDE)
+    (row,) = rows_of([record], renderer("qwen3"), WIDE)
     assert isinstance(row, dict)
     opening = row["prompt_tokens"] + row["completion_content_start"]
     assert why(record, Limits(opening), style="qwen3") == "no_room_for_answer"
-    (cut,) = completion_rows([record], renderer("qwen3"), Limits(opening + 1))
+    (cut,) = rows_of([record], renderer("qwen3"), Limits(opening + 1))
     assert isinstance(cut, dict)
     assert cut["completion_tokens"] == row["completion_content_start"] + 1
 
@@ -244,9 +243,9 @@ records = st.builds(lambda q, a, b: Comparison((Message("user", q),), said(a), s
 )
 def test_limits_hold_for_any_row(rows: list[Comparison], max_length: int, least: int, style: str) -> None:
     of, limits = renderer(style), Limits(max_length, min_answer_tokens=least)
-    limited = pair_rows(rows, of, limits)
-    assert limited == [pair_rows([record], of, limits)[0] for record in rows]
-    for record, row, free in zip(rows, limited, pair_rows(rows, of, Limits(10_000)), strict=True):
+    limited = rows_of(rows, of, limits)
+    assert limited == [rows_of([record], of, limits)[0] for record in rows]
+    for record, row, free in zip(rows, limited, rows_of(rows, of, Limits(10_000)), strict=True):
         if isinstance(free, SetAside):
             assert row == free, "the limits change no reason but their own"
             continue
@@ -266,6 +265,6 @@ def test_limits_hold_for_any_row(rows: list[Comparison], max_length: int, least:
 
 def test_many_rows_keep_their_order() -> None:
     numbers = range(1100)  # more than go through the tokenizer at once
-    rows = pair_rows([comparison(f"The sea {i}.", json.dumps(i)) for i in numbers], renderer(), WIDE)
+    rows = rows_of([comparison(f"The sea {i}.", json.dumps(i)) for i in numbers], renderer(), WIDE)
     found = [row["chosen"][0]["content"] for row in rows if isinstance(row, dict)]
     assert found == [f"The sea {i}." for i in numbers]

@@ -109,6 +109,21 @@ def test_what_is_dated_in_the_future_is_not_stale(root, what, hours):
     assert staged <= files(root)
 
 
+@pytest.mark.parametrize("what", ["claim", "file"])
+def test_what_a_wrong_clock_dated_years_ahead_goes_once_its_process_has_ended(root, what):
+    years = time.time() + 10 * 365 * 24 * HOUR
+    for number in (1, 2, 3):
+        others = {"host": "elsewhere"} if number == 1 else {"pid": os.getpid()} if number == 2 else {}
+        folder = claimed(root, number, **({"time": years} if what == "claim" else {}), **others)
+        age(folder, years if what == "file" else OLD)
+    publish(root)
+    kept = [reason for reason in collect(root) if ".tmp-" not in reason]
+    assert [reason[:3] for reason in kept] == ["v1:", "v2:"]
+    assert "3,650 days ahead of this machine's clock, and host 'elsewhere' claimed it" in kept[0]
+    assert f"process {os.getpid()}" in kept[1]
+    assert {path.split("/")[0] for path in files(root)} == {"v1", "v2", "v4"}
+
+
 def test_the_limit_is_exact(root):
     claimed(root, 1, when=OLD)
     storage = Storage(str(root))

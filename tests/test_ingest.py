@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prefdata import sources, versions
-from prefdata.builds import ingest
+from prefdata.builds import ingest_options
 from prefdata.builds.ingest import Ingest, Options
 from prefdata.builds.job import Outcome, run
 from prefdata.errors import UserError
@@ -115,8 +115,8 @@ def test_another_source_keeps_the_tokenizer_and_no_setting(tmp_path: Path, root:
         "max_length": None,
         "name": None,
         "split": None,
-        "seed": ingest.SEED,
-        "test_fraction": ingest.TEST_FRACTION,
+        "seed": ingest_options.SEED,
+        "test_fraction": ingest_options.TEST_FRACTION,
     }
 
 
@@ -183,7 +183,7 @@ def test_many_inputs_are_told_in_few_lines(tmp_path: Path, root: str, model: str
     for number in range(40):
         write_rows(tmp_path / "source" / f"train-{number:05}-of-00040.jsonl", f"w{number}")
     job = Ingest(Options(source=(str(tmp_path / "source"),), model=model), root)
-    assert len(job.notices) == ingest.MOST_NAMED + 2
+    assert len(job.notices) == ingest_options.MOST_NAMED + 2
     assert job.notices[-1] == "28 more inputs -> train"
 
 

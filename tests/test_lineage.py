@@ -1,11 +1,10 @@
 """The tree of a version: every ancestor once, sources with licences, and nothing that loops or breaks the terminal."""
 
-import json
 import sys
 
 import pytest
 
-from prefdata import cli, lineage, versions
+from prefdata import cli, lineage, manifests, versions
 from prefdata.storage import Storage
 from tests.published import publish
 
@@ -19,7 +18,8 @@ def names(lines):
 
 
 def edit(version, **fields):
-    Storage(version.url).write("manifest.json", json.dumps({**version.manifest, **fields}).encode())
+    manifest = manifests.sealed({**version.manifest, **fields})
+    Storage(version.url).write("manifest.json", manifests.as_bytes(manifest))
     return versions.find(version.url)
 
 

@@ -1,7 +1,8 @@
 """The README stays true: its commands parse and run, its tables match the code, its files exist.
 
-Every command on versions runs as it stands, and so does training, on three small versions. Flows and deployments are
-only parsed: their lines name models and data of the hub, which tests don't reach, and need a server.
+Every command on versions runs as it stands, and so does training, on three small versions. The block with names of the
+hub runs as it stands too, in a folder where these names are folders. Deployments, which need a server, are only parsed;
+tests/test_flows.py runs them.
 """
 
 import json
@@ -126,6 +127,66 @@ def test_all_kinds_of_commands_on_versions_are_run() -> None:
         ),
         "python -c",
     }
+
+
+HUB_MODEL, HUB_DATA = "Qwen/Qwen2.5-0.5B-Instruct", "Anthropic/hh-rlhf"
+
+
+def hub_block() -> list[str]:
+    """The lines of the block that names a model and a data set of the hub."""
+    block = next(part for part in TEXT.split("\n\n") if HUB_DATA in part and HUB_MODEL in part)
+    return [line.strip().split("  #")[0].strip() for line in block.splitlines() if line.startswith("    ")]
+
+
+@pytest.mark.slow
+def test_the_block_with_names_of_the_hub_runs_where_they_are_folders(tmp_path: Path) -> None:
+    """One process runs the modules one after the other, so that their imports and the server's start cost once."""
+    tiny_world.save_model(tmp_path / HUB_MODEL, positions=96)
+    rng = random.Random(0)
+    (tmp_path / HUB_DATA).mkdir(parents=True)
+    with (tmp_path / HUB_DATA / "train.jsonl").open("w") as file:
+        for _ in range(40):
+            asked, *answers = (" ".join(f"w{rng.randrange(tiny_world.WORDS)}" for _ in range(6)) for _ in range(3))
+            sides = (f"\n\nHuman: {asked}\n\nAssistant: {answer}" for answer in answers)
+            file.write(json.dumps(dict(zip(("chosen", "rejected"), sides, strict=True))) + "\n")
+    assert hub_block()[0].startswith("export ")
+    run = """
+import shlex, sys
+from importlib import import_module
+for line in sys.stdin.read().splitlines():
+    program, *words = shlex.split(line)
+    print("$", line, flush=True)
+    if program == "prefdata":
+        from prefdata.cli import main
+        code = main(words)
+    else:
+        module = import_module(words[1])
+        code = module.deployable.main(words[2:]) if hasattr(module, "deployable") else module.main(words[2:])
+    if code:
+        sys.exit(f"{line} ended with {code}")
+"""
+    variable, value = hub_block()[0].removeprefix("export ").split("=")
+    kept = {name: each for name, each in os.environ.items() if not name.startswith("PREFECT_")}
+    done = subprocess.run(
+        [sys.executable, "-c", run],
+        input="\n".join(hub_block()[1:]),
+        cwd=tmp_path,
+        env={
+            **kept,
+            "PYTHONPATH": str(ROOT),
+            "PREFECT_HOME": str(tmp_path / "prefect"),
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            variable: value,
+        },
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("$ ") == len(hub_block()) - 1
+    assert "v3: sound" in done.stdout
+    assert len(list((tmp_path / "runs").iterdir())) == 3
 
 
 TRAINING = [command for command in COMMANDS if command.startswith("python -m trainers.run --data")]

@@ -113,7 +113,7 @@ def test_log_probs_that_do_not_fit_are_refused():
     wrong[1][1] = wrong[1][1][:-1]
     with pytest.raises(ValueError, match="row 1: 2 log-probs for the 3 tokens of rejected_ids"):
         reference.attach(table, wrong)
-    with pytest.raises(ValueError, match="neither pairs nor completions"):
+    with pytest.raises(ValueError, match="rows of no known kind"):
         reference.trees(pa.table({"x": [1]}))
 
 

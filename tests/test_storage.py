@@ -14,8 +14,10 @@ from prefdata.errors import UserError
 from prefdata.storage import Storage
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", "s3"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    if request.param == "s3":
+        return Storage(f"{request.getfixturevalue('s3').bucket()}/root")
     return Storage(str(tmp_path / "root") if request.param == "local" else f"memory://{uuid.uuid4().hex}")
 
 

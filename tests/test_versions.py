@@ -1,7 +1,6 @@
 """Versions: wholly there or not at all, never changed, found by name, checked to the byte."""
 
 import json
-import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from prefdata import logical, versions
+from prefdata import logical, manifests, versions
 from prefdata.errors import UserError
 from prefdata.storage import Storage
 from prefdata.verify import verify
@@ -133,17 +132,6 @@ def test_a_manifest_that_no_reader_would_open_is_not_written(tmp_path: Path) -> 
         with pytest.raises(ValueError, match="round is of type str"):
             staging.publish(staging.manifest(STAGES, fields() | {"round": "1"}))
     assert versions.every(str(tmp_path)) == []
-
-
-def _publish_one(root: str, seed: int) -> str:
-    return publish(Path(root), seed=seed).name
-
-
-def test_publishers_at_once_get_numbers_of_their_own(tmp_path: Path) -> None:
-    with multiprocessing.get_context("spawn").Pool(4) as pool:
-        names = pool.starmap(_publish_one, [(str(tmp_path), seed) for seed in range(8)])
-    assert sorted(names) == sorted(f"v{number}" for number in range(1, 9))
-    assert all(verify(version) == [] for version in versions.every(str(tmp_path)))
 
 
 def test_rows_are_cut_into_files_without_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +288,7 @@ def _forge(root: Path, change: object) -> versions.Version:
     path = root / "v1" / "manifest.json"
     manifest = json.loads(path.read_text())
     change(manifest)  # type: ignore[operator]
-    path.write_text(json.dumps(manifest))
+    path.write_bytes(manifests.as_bytes(manifests.sealed(manifest)))
     return versions.find("v1", root=str(root))
 
 

@@ -30,7 +30,9 @@ from prefdata.errors import UserError
 from prefdata.verify import verify
 from prefdata.work import Work
 from tests.fake_vllm_worker import MISBEHAVE
+from tests.required import lacking
 from tests.samples import samples_dir
+from tests.tiny_models import random_requests, save_llama
 
 ROOT = Path(__file__).parent.parent
 VOCABULARY, POSITIONS = 512, 96
@@ -219,41 +221,15 @@ def test_a_unit_is_tried_again_when_its_engine_dies(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def installed() -> None:
     if find_spec("vllm") is None:
-        message = "vLLM is not installed: make env-vllm"
-        if "vllm" in os.environ.get("PREFDATA_REQUIRE", "").split(","):
-            pytest.fail(message)
-        pytest.skip(message)
-
-
-def save_model(folder: Path, *, head_size: int = 32, **tampered: Any) -> str:
-    """A random Llama, flat enough that many tokens occur."""
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=2 * head_size,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=POSITIONS,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(**tampered)
-    model.save_pretrained(folder)
-    return str(folder)
+        lacking("vllm", "vLLM is not installed: make env-vllm")
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Its generation settings would spoil every answer, were they followed."""
     hostile = {"do_sample": True, "top_k": 1, "repetition_penalty": 5.0, "eos_token_id": list(range(3, 400))}
-    return save_model(tmp_path_factory.mktemp("vllm") / "tiny", **hostile)
+    folder = tmp_path_factory.mktemp("vllm") / "tiny"
+    return str(save_llama(folder, vocabulary=VOCABULARY, positions=POSITIONS, head_size=32, **hostile))
 
 
 @pytest.fixture(scope="module")
@@ -270,17 +246,8 @@ def demo() -> str:
     return str(demo_model.cached(ROOT / ".demo" / "models", say=lambda _: None))
 
 
-def random_requests(count: int, *, vocabulary: int = VOCABULARY, longest: int = POSITIONS // 2) -> list[Request]:
-    rng = np.random.default_rng(0)
-    return [
-        Request(
-            key=f"r{i}",
-            prompt_ids=tuple(int(token) for token in rng.integers(vocabulary, size=rng.integers(1, longest))),
-            max_new_tokens=int(rng.integers(1, longest)),
-            seed=int(rng.integers(2**63)),
-        )
-        for i in range(count)
-    ]
+def requests_of(count: int) -> list[Request]:
+    return random_requests(count, vocabulary=VOCABULARY, longest=POSITIONS // 2)
 
 
 def by_key(samples: Iterator[Sample]) -> dict[str, Sample]:
@@ -309,7 +276,7 @@ def assert_greedy_agrees(engine: engines.Engine, folder: str, requests: list[Req
 
 
 def test_greedy_answers_equal_those_of_transformers(engine: vllm.VllmEngine, tiny: str) -> None:
-    requests = random_requests(60)
+    requests = requests_of(60)
     assert assert_greedy_agrees(engine, tiny, requests, GREEDY) >= 57
     answers = by_key(engine.generate(requests, GREEDY)).values()
     assert {answer.finish for answer in answers} == {"stop", "length"}
@@ -317,7 +284,7 @@ def test_greedy_answers_equal_those_of_transformers(engine: vllm.VllmEngine, tin
 
 
 def test_answers_end_at_an_end_id_or_their_limit(engine: vllm.VllmEngine) -> None:
-    requests, ends = random_requests(60), tuple(range(40))
+    requests, ends = requests_of(60), tuple(range(40))
     limits = {request.key: request.max_new_tokens for request in requests}
     free = by_key(engine.generate(requests, replace(FILTERED, end_ids=())))
     assert all(len(one.token_ids) == limits[key] and one.finish == "length" for key, one in free.items())
@@ -355,7 +322,7 @@ def test_more_prompts_than_fit_into_one_step_change_no_draw(engine: vllm.VllmEng
 
 def test_log_probs_are_those_of_the_distribution_drawn_from(engine: vllm.VllmEngine, tiny: str) -> None:
     """Also a check that temperature, top_k and top_p arrive: a token outside of them would have no probability."""
-    model, requests = models.load_model(tiny, device="cpu"), random_requests(12)
+    model, requests = models.load_model(tiny, device="cpu"), requests_of(12)
     for sampling in (Sampling(), FILTERED, Sampling(temperature=1.5, top_k=6)):
         prompts = {request.key: request.prompt_ids for request in requests}
         for sample in engine.generate(requests, sampling):
@@ -391,9 +358,9 @@ def test_a_killed_process_ends_its_call_and_the_next_starts_another(engine: vllm
 
 
 def test_a_model_that_vllm_cannot_run_is_refused_with_its_reason(installed: None, tmp_path: Path) -> None:
-    small = engines.load("vllm", save_model(tmp_path / "small", head_size=16))
+    small = engines.load("vllm", str(save_llama(tmp_path / "small", vocabulary=VOCABULARY, positions=POSITIONS)))
     with pytest.raises(UserError, match=r"vLLM cannot run model .*head_dim=16") as refused:
-        small.generate(random_requests(2), GREEDY)
+        small.generate(requests_of(2), GREEDY)
     assert "\n" not in str(refused.value)
 
 
@@ -417,7 +384,7 @@ def test_its_process_does_not_outlive_who_started_it(installed: None, tiny: str)
 def test_two_copies_share_the_requests(installed: None, tiny: str, engine: vllm.VllmEngine) -> None:
     twice = engines.load("vllm", tiny, data_parallel_size=2)
     assert isinstance(twice, vllm.VllmEngine)
-    requests = random_requests(20)
+    requests = requests_of(20)
     found, alone = by_key(twice.generate(requests, FILTERED)), by_key(engine.generate(requests, FILTERED))
     assert len(twice._processes) == 2
     twice.close()

@@ -1,8 +1,9 @@
-"""Small random models of several families, made in milliseconds."""
+"""Small random models of several families, made in milliseconds, and random requests for them."""
 
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
     Gemma2Config,
@@ -14,6 +15,8 @@ from transformers import (
     Qwen2Config,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from prefdata.engines import Request
 
 VOCABULARY = 40
 POSITIONS = 64
@@ -64,3 +67,42 @@ def save_tiny_model(folder: Path, family: str = "llama", seed: int = 0, **genera
     model.generation_config = GenerationConfig(**generation)
     model.save_pretrained(folder)
     return folder
+
+
+def save_llama(
+    folder: Path, *, vocabulary: int, positions: int, head_size: int = 16, seed: int = 0, **generation: Any
+) -> Path:
+    """A random Llama that begins at 1 and ends at 2, flat enough that many tokens occur."""
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=2 * head_size,
+        intermediate_size=3 * head_size,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=positions,
+        initializer_range=0.2,
+        bos_token_id=1,
+        eos_token_id=2,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config)
+    if generation:
+        model.generation_config = GenerationConfig(**generation)
+    model.save_pretrained(folder)
+    return folder
+
+
+def random_requests(count: int = 12, seed: int = 0, vocabulary: int = VOCABULARY, longest: int = 20) -> list[Request]:
+    """Prompts and limits of up to `longest` tokens, each with a seed of its own."""
+    rng = np.random.default_rng(seed)
+    return [
+        Request(
+            key=f"r{i}",
+            prompt_ids=tuple(int(t) for t in rng.integers(vocabulary, size=rng.integers(1, longest))),
+            max_new_tokens=int(rng.integers(1, longest)),
+            seed=int(rng.integers(2**62)),
+        )
+        for i in range(count)
+    ]

@@ -14,32 +14,19 @@ from schemas import completions, pairs
 WORDS = 60
 
 
-def save_model(folder: Path, *, seed: int = 0, positions: int = 64, words: int = WORDS) -> str:
+def save_model(folder: Path, *, seed: int = 0, positions: int = 64, words: int = WORDS, head_size: int = 16) -> str:
     """A random Llama and a tokenizer of `words` whole words."""
-    import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import PreTrainedTokenizerFast
+
+    from tests.tiny_models import save_llama
 
     vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i + 3 for i in range(words)}}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    config = LlamaConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=positions,
-        initializer_range=0.2,
-        bos_token_id=1,
-        eos_token_id=2,
-        tie_word_embeddings=True,
-    )
-    torch.manual_seed(seed)
-    LlamaForCausalLM(config).save_pretrained(folder)
+    save_llama(folder, vocabulary=len(vocabulary), positions=positions, head_size=head_size, seed=seed)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>", model_max_length=positions
     ).save_pretrained(folder)

@@ -1,7 +1,7 @@
 """What builds take from a parent version: its rows, and the models its manifest names."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import pyarrow as pa
@@ -92,8 +92,7 @@ def parent_model(
         ) from problem
     if given is None:
         check_same_model(parent, name, description)
-    check_same_tokens(parent, name, trust_remote_code)
-    check_positions(parent, name, trust_remote_code)
+    _check_fits(parent.manifest["tokenizer"], parent.name, name, trust_remote_code)
     return name, description
 
 
@@ -101,11 +100,28 @@ def reference_model(
     parent: Version, given: str | None, *, dtype: str, trust_remote_code: bool
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """The reference as the manifest records it, and what loads it."""
-    from prefdata import reference
-
     name, description = parent_model(
         parent, given, roles=("reference", "generator"), dtype=dtype, trust_remote_code=trust_remote_code
     )
+    return _reference_entry(name, description, dtype, trust_remote_code)
+
+
+def reference_of_tokens(
+    tokenizer: Mapping[str, Any], name: str, *, dtype: str, trust_remote_code: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same for rows that are only being made, whose tokens this tokenizer makes."""
+    from prefdata.models import describe
+
+    description = describe(name, dtype)
+    _check_fits(tokenizer, "this ingest", name, trust_remote_code)
+    return _reference_entry(name, description, dtype, trust_remote_code)
+
+
+def _reference_entry(
+    name: str, description: dict[str, Any], dtype: str, trust_remote_code: bool
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    from prefdata import reference
+
     loading = {"name": name, "dtype": dtype, "trust_remote_code": trust_remote_code}
     return {**description, "fingerprint": reference.fingerprint(description, dtype)}, loading
 
@@ -120,30 +136,32 @@ def check_same_model(parent: Version, name: str, description: dict[str, Any]) ->
             )
 
 
-def check_positions(parent: Version, model: str, trust_remote_code: bool) -> None:
-    """The model must take rows as long as the parent's may be."""
+def _check_fits(tokenizer: Mapping[str, Any], whose: str, model: str, trust_remote_code: bool) -> None:
+    """UserError unless a model reads the tokens that a tokenizer made, and rows as long as they may be."""
+    _check_same_tokens(tokenizer, whose, model, trust_remote_code)
+    _check_positions(tokenizer, whose, model, trust_remote_code)
+
+
+def _check_positions(tokenizer: Mapping[str, Any], whose: str, model: str, trust_remote_code: bool) -> None:
     from prefdata.models import max_positions
 
-    positions, longest = (
-        max_positions(model, trust_remote_code=trust_remote_code),
-        parent.manifest["tokenizer"].get("max_length"),
-    )
+    positions = max_positions(model, trust_remote_code=trust_remote_code)
+    longest = tokenizer.get("max_length")
     if positions is not None and longest is not None and positions < longest:
         raise UserError(
-            f"{model!r} takes {positions} tokens and rows of {parent.name} may have {longest}; take another model, or "
+            f"{model!r} takes {positions} tokens and rows of {whose} may have {longest}; take another model, or "
             f"ingest the source again with --max-length {positions}"
         )
 
 
-def check_same_tokens(parent: Version, model: str, trust_remote_code: bool) -> None:
+def _check_same_tokens(stored: Mapping[str, Any], whose: str, model: str, trust_remote_code: bool) -> None:
     """Stored token ids mean something only to the tokenizer that made them."""
     from prefdata.tokens import Renderer, differences
 
-    stored = parent.manifest["tokenizer"]
     own = Renderer.like(stored, model, trust_remote_code=trust_remote_code)
     if stored["digest"] != own.fingerprint["digest"]:
         found = "; ".join(differences(stored, own.fingerprint))
         raise UserError(
-            f"{model!r} has another tokenizer than {parent.name}: {found}. "
+            f"{model!r} has another tokenizer than {whose}: {found}. "
             f"Ingest the source again for it:  python -m flows.ingest SOURCE --model {model}"
         )

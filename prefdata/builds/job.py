@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from prefdata import versions
 from prefdata.engines import EngineDied
+from prefdata.errors import faults_in_words
 from prefdata.identity import digest, spelled
 from prefdata.versions import Version
 from prefdata.work import Tables, Work
@@ -151,11 +152,18 @@ def _computed(stage: Stage, unit: Unit) -> Tables:
 
 
 def run(job: Job, *, execute: Executor = in_order, watcher: Watcher | None = None) -> Outcome:
-    """Run a job to its version. An equal build that was published before is returned as it is."""
+    """Run a job to its version. An equal build that was published before is returned as it is.
+
+    UserError for bad input and for faults of the machine; finished units stay, and an equal run goes on from them.
+    """
+    with faults_in_words(job.root):
+        return _run(job, execute, watcher or Silent())
+
+
+def _run(job: Job, execute: Executor, watcher: Watcher) -> Outcome:
     found = job.already or versions.find_build(job.build_key, job.root)
     if found is not None:
         return Outcome(found, published=False, computed=0, reused=0)
-    watcher = watcher or Silent()
     for stage in job.stages():
         watcher.stage(stage.name, job.rows)
         try:

@@ -6,13 +6,13 @@ Works from pairs (their chosen side) and from completions (demonstrations). See 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import pyarrow as pa
 
 from prefdata import engines, logical, versions
-from prefdata.builds import finish, scoring
+from prefdata.builds import finish, ledger, scoring
 from prefdata.builds.inputs import (
     ParentReader,
     next_round,
@@ -28,10 +28,11 @@ from prefdata.identity import spelled
 from prefdata.models import DTYPES
 from prefdata.records import SetAside
 from prefdata.select import segments
+from prefdata.select.good_answers import GoodAnswers
 from prefdata.versions import Version, ledger_lines
 from prefdata.work import Tables, Work, unit_key
 from schemas import pairs
-from schemas.ledger import KEPT, SET_ASIDE
+from schemas.ledger import SET_ASIDE
 
 NAME = "build-sapo-negatives"
 STAGES = ("select", "generate", "gate", scoring.NAME, "publish")
@@ -131,7 +132,8 @@ class BuildSapoNegatives:
                 if rows.num_rows:
                     staging.add(unit.inputs.split, rows.filter(pa.array(kept)))
                 staging.ledger(_ledger(built, rows, kept))
-            staging.ledger(self._generating.set_aside_ledger())
+            for lines in self._generating.set_aside_ledger():
+                staging.ledger(lines)
             return finish.publish(staging, STAGES, self._fields())
 
     def _fields(self) -> dict[str, Any]:
@@ -151,10 +153,8 @@ class BuildSapoNegatives:
 
     def _assembled(self) -> Iterator[tuple[Unit, Assembled]]:
         for unit in self._generating.units():
-            tables = self.work.load(unit.key)
-            if tables is None:
-                raise KeyError(f"the unit {unit.key[:12]} of stage generate is not done")
-            yield unit, assemble(self._generating.answers(unit), tables["draws"], self._generating.assembly)
+            draws = self.work.result(unit.key)["draws"]
+            yield unit, assemble(self._generating.answers(unit), draws, self._generating.assembly)
 
     def _scoring_batches(self) -> Iterator[scoring.Batch]:
         same = same_reference(self.parent.manifest["reference"], self.reference)
@@ -177,8 +177,7 @@ class GenerateStage:
         options, manifest = job.options, job.parent.manifest
         self._job = job
         self._engine: Any = None
-        self._first: dict[str, str] = {}
-        self._set_aside: dict[str, SetAside] = {}
+        self._last: tuple[str, pa.Table] | None = None
         self._end_ids = tuple(manifest["tokenizer"]["end_ids"])
         self._max_length = int(manifest["tokenizer"]["max_length"])
         self._sampling = engines.Sampling(options.temperature, options.top_k, options.top_p, self._end_ids)
@@ -201,42 +200,35 @@ class GenerateStage:
 
     def units(self) -> Iterator[Unit]:
         """Runs of good answers in the parent's order, each answer once."""
-        self._first = self._first or self._first_rows()
         size = self._job.options.unit_rows
         for split, path, table in self._files():
             rows, answers = table["row_id"].to_pylist(), table["answer_id"].to_pylist()
-            refused = self._refused(table)
-            self._set_aside.update(refused)
+            refused = self._good.refused(table)
             positions = [number for number, row in enumerate(rows) if row not in refused]
             for start in range(0, len(positions), size):
                 chosen = positions[start : start + size]
                 key = self._key([answers[number] for number in chosen])
                 yield Unit(key, len(chosen), _Place(split, path, tuple(chosen)))
 
-    def set_aside_ledger(self) -> pa.Table:
-        """Lines of the rows that no negative was asked for."""
-        return ledger_lines(
-            {
-                "row_id": row,
-                "status": SET_ASIDE,
-                "stage": "select",
-                "reason": aside.reason,
-                "detail": aside.detail,
-            }
-            for row, aside in self._set_aside.items()
-        )
+    def set_aside_ledger(self) -> Iterator[pa.Table]:
+        """Lines of the rows that no negative was asked for, file by file."""
+        for _, _, table in self._files():
+            yield ledger_lines(
+                {
+                    "row_id": row,
+                    "status": SET_ASIDE,
+                    "stage": "select",
+                    "reason": aside.reason,
+                    "detail": aside.detail,
+                }
+                for row, aside in self._good.refused(table).items()
+            )
 
-    def _refused(self, table: pa.Table) -> dict[str, SetAside]:
-        """Rows whose answer is not the preferred one, or for whose answer another row stands."""
-        columns = (table[name].to_pylist() for name in ("row_id", "answer_id", "preference"))
-        found = {}
-        for row, answer, preference in zip(*columns, strict=True):
-            if not _is_preferred(preference):
-                found[row] = SetAside("chosen_not_preferred", f"chosen is better with probability {preference}")
-            elif self._first[answer] != row:
-                detail = f"row {self._first[answer]} has the same prompt and good answer"
-                found[row] = SetAside("duplicate_answer", detail)
-        return found
+    @cached_property
+    def _good(self) -> GoodAnswers:
+        return GoodAnswers(
+            lambda: (table for _, _, table in self._files()), by_score=self._job.parent.kind != pairs.KIND
+        )
 
     def provenance(self) -> dict[str, Any]:
         """The manifest's generator: model, engine, sampling, and whether every unit would come out bit for bit again."""
@@ -252,7 +244,7 @@ class GenerateStage:
 
     def answers(self, unit: Unit) -> pa.Table:
         """The unit's good answers with their prompts."""
-        return winners(self._job.parent.kind, self._job.reader.take(unit.inputs.path, unit.inputs.positions))
+        return self._winners(unit.inputs.path).take(list(unit.inputs.positions))
 
     def compute(self, unit: Unit) -> Tables:
         """Draw, and redraw where B' equals B, a bounded number of times."""
@@ -277,20 +269,16 @@ class GenerateStage:
             self._engine.close()
         self._engine = None
 
-    def _first_rows(self) -> dict[str, str]:
-        """For every good answer, the least row_id that has it: the same whatever the order of rows."""
-        first: dict[str, str] = {}
-        for _, _, table in self._files():
-            columns = (table[name].to_pylist() for name in ("row_id", "answer_id", "preference"))
-            for row, answer, preference in zip(*columns, strict=True):
-                if _is_preferred(preference):
-                    first[answer] = min(row, first.get(answer, row))
-        return first
-
     def _files(self) -> Iterator[tuple[str, str, pa.Table]]:
         for split in self._job.parent.splits:
             for entry in self._job.parent.files(split):
-                yield split, entry["path"], winners(self._job.parent.kind, self._job.reader.file(entry["path"]))
+                yield split, entry["path"], self._winners(entry["path"])
+
+    def _winners(self, path: str) -> pa.Table:
+        """Those of a file. Naming them by their tokens takes a while, so the last file's are kept, as its rows are."""
+        if self._last is None or self._last[0] != path:
+            self._last = (path, winners(self._job.parent.kind, self._job.reader.file(path)))
+        return self._last[1]
 
     def _key(self, members: list[str]) -> str:
         options = self._job.options
@@ -344,11 +332,6 @@ class GenerateStage:
         return self._engine
 
 
-def _is_preferred(preference: float | None) -> bool:
-    """A chosen side that is more likely the worse one is no good answer."""
-    return preference is None or preference >= 0.5
-
-
 def _assembly(
     job: BuildSapoNegatives, renderer: Any, sampling: dict[str, Any], end_ids: tuple[int, ...]
 ) -> dict[str, Any]:
@@ -391,21 +374,7 @@ def _ledger(built: Assembled, rows: pa.Table, kept: list[bool]) -> pa.Table:
     failures: dict[str, list[tuple[str, SetAside]]] = {}
     for parent, stage, aside in built.failures:
         failures.setdefault(parent, []).append((stage, aside))
-    return ledger_lines(_line(parent, made[parent], failures.get(parent, [])) for parent in built.parents)
-
-
-def _line(parent: str, made: list[str], failures: list[tuple[str, SetAside]]) -> dict[str, Any]:
-    if made:
-        shortfall = [aside.reason for _, aside in failures]
-        return {"row_id": parent, "status": KEPT, "stage": "publish", "made": made, "shortfall": shortfall}
-    stage, aside = max(failures, key=lambda failure: STAGES.index(failure[0]))
-    return {
-        "row_id": parent,
-        "status": SET_ASIDE,
-        "stage": stage,
-        "reason": aside.reason,
-        "detail": aside.detail or None,
-    }
+    return ledger_lines(ledger.line(parent, made[parent], failures.get(parent, []), STAGES) for parent in built.parents)
 
 
 def _identity(rows: pa.Table) -> pa.Table:

@@ -60,9 +60,9 @@ class ReferenceStage:
 
         parent = unit.inputs.known()
         found = {} if parent is None else reference.known(parent)
-        trees = reference.trees(unit.inputs.rows())
-        found |= self._score(trees, found)
-        wanted = list(dict.fromkeys(token_id for tree in trees for token_id in _token_ids(tree)))
+        named = [(tree, _token_ids(tree)) for tree in reference.trees(unit.inputs.rows())]
+        found |= self._score(named, found)
+        wanted = list(dict.fromkeys(token_id for _, token_ids in named for token_id in token_ids))
         logps = [found[token_id] for token_id in wanted]
         return {NAME: pa.table({"tokens_id": wanted, "logps": pa.array(logps, TOKEN_LOGPS)})}
 
@@ -70,23 +70,23 @@ class ReferenceStage:
         """Let go of the model."""
         self._model = None
 
-    def _score(self, trees: list[Any], found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _score(self, named: list[tuple[Any, list[str]]], found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Log-probs of the branches that are not found yet."""
         from prefdata import logprobs
 
-        missing = []
-        for tree in trees:
-            pairs = zip(tree.branches, _token_ids(tree), strict=True)
-            branches = [branch for branch, token_id in pairs if token_id not in found]
-            if branches:
-                missing.append(logprobs.Tree(tree.trunk, branches))
+        missing, names = [], []
+        for tree, token_ids in named:
+            left = [(branch, name) for branch, name in zip(tree.branches, token_ids, strict=True) if name not in found]
+            if left:
+                missing.append(logprobs.Tree(tree.trunk, [branch for branch, _ in left]))
+                names.append([name for _, name in left])
         if not missing:
             return {}
         scored = logprobs.score(self._load(), missing)
         return {
-            token_id: logps
-            for tree, branches in zip(missing, scored, strict=True)
-            for token_id, logps in zip(_token_ids(tree), branches, strict=True)
+            name: logps
+            for token_ids, branches in zip(names, scored, strict=True)
+            for name, logps in zip(token_ids, branches, strict=True)
         }
 
     def _load(self) -> Any:
@@ -98,15 +98,12 @@ class ReferenceStage:
 
 
 def attached(stage: ReferenceStage, rows: pa.Table, work: Work) -> pa.Table:
-    """Rows with their reference columns, from the finished unit. KeyError if the unit or a completion is not there."""
+    """Rows with their reference columns, from the finished unit."""
     from prefdata import reference
 
     if rows.num_rows == 0:
         return rows
-    tables = work.load(stage.key(rows))
-    if tables is None:
-        raise KeyError(f"the reference unit of {rows.num_rows} rows is not done")
-    stored = tables[NAME]
+    stored = work.result(stage.key(rows))[NAME]
     logps = dict(zip(stored["tokens_id"].to_pylist(), stored["logps"].to_pylist(), strict=True))
     return reference.attach(
         rows, [[logps[token_id] for token_id in _token_ids(tree)] for tree in reference.trees(rows)]

@@ -7,7 +7,7 @@ What the forward does inside is its own affair; callers hand it trees and read `
 """
 
 from prefdata.logprobs.padded import forward
-from prefdata.logprobs.score import BATCH_TOKENS, score
+from prefdata.logprobs.score import score
 from prefdata.logprobs.trees import Scores, Tree
 
-__all__ = ["BATCH_TOKENS", "Scores", "Tree", "forward", "score"]
+__all__ = ["Scores", "Tree", "forward", "score"]

@@ -12,17 +12,21 @@ from prefdata.logprobs.padded import forward
 from prefdata.logprobs.trees import Tree
 from prefdata.models import config_positions
 
-BATCH_TOKENS = 8192
+# tokens of one batch, padding included; on a CPU what is in the caches counts, and small batches pad less
+BATCH_TOKENS_CPU = 2048
+BATCH_TOKENS_GPU = 8192
 
 Logps = list[list[np.ndarray]]
 
 
-def score(model: Any, trees: Sequence[Tree], *, batch_tokens: int = BATCH_TOKENS) -> Logps:
+def score(model: Any, trees: Sequence[Tree], *, batch_tokens: int | None = None) -> Logps:
     """Per-token log-probs in nats, float32, one array per branch of each tree.
 
     Batches depend only on the trees given. A log-prob that is not finite is returned as it is.
     """
     check(model, trees)
+    on_cpu = model.get_input_embeddings().weight.device.type == "cpu"
+    batch_tokens = batch_tokens or (BATCH_TOKENS_CPU if on_cpu else BATCH_TOKENS_GPU)
     paths = [(index, Tree(tree.trunk, (branch,))) for index, tree in enumerate(trees) for branch in tree.branches]
     # long first: if memory runs out, it does so at the start
     order = sorted(range(len(paths)), key=lambda i: (-paths[i][1].depth, i))

@@ -13,12 +13,8 @@ import numpy as np
 import pyarrow as pa
 
 from prefdata.identity import tokens_id
+from prefdata.logical import REFERENCE, SIDES
 from prefdata.logprobs import Tree
-from schemas import completions, pairs
-
-# the completions of a row, in the order of a tree's branches
-SIDES = {"pairs": ("chosen", "rejected"), "completions": ("completion",)}
-_COLUMNS = {"pairs": pairs.REFERENCE, "completions": completions.REFERENCE}
 
 
 def fingerprint(description: Mapping[str, Any], dtype: str | None = None) -> str:
@@ -43,8 +39,8 @@ def attach(table: pa.Table, logps: Sequence[Sequence[np.ndarray]]) -> pa.Table:
         tokens = [np.asarray(row[i], np.float32) for row in logps]
         _check_lengths(table, side, tokens)
         sums = np.array([_total(*row) for row in zip(tokens, _masks(table, side), strict=True)], np.float32)
-        table = _set(table, _COLUMNS[kind].field(f"ref_{side}_token_logps"), _lists(tokens))
-        table = _set(table, _COLUMNS[kind].field(f"ref_{side}_logps"), pa.array(sums))
+        table = _set(table, REFERENCE[kind].field(f"ref_{side}_token_logps"), _lists(tokens))
+        table = _set(table, REFERENCE[kind].field(f"ref_{side}_logps"), pa.array(sums))
     return table
 
 
@@ -64,7 +60,7 @@ def _kind(table: pa.Table) -> str:
     for kind, sides in SIDES.items():
         if all(f"{side}_ids" in table.column_names for side in sides):
             return kind
-    raise ValueError(f"neither pairs nor completions: columns {', '.join(table.column_names)}")
+    raise ValueError(f"rows of no known kind: columns {', '.join(table.column_names)}")
 
 
 def _arrays(table: pa.Table, name: str) -> list[np.ndarray]:

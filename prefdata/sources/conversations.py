@@ -9,8 +9,10 @@ from prefdata.records import Comparison, Messages
 from prefdata.sources import turns
 from prefdata.sources.refusal import Refused, Row, refusable
 from prefdata.sources.scores import preference, scores
+from schemas import pairs
 
 NAME = "conversations"
+KIND = pairs.KIND
 NEEDS = "chosen and rejected: whole conversations, or answers beside a conversations column of turns"
 
 CONTEXT_COLUMNS = ("conversations", "messages")

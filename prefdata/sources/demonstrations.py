@@ -3,24 +3,27 @@
 A row with a label, or with several answers, says that its answer was judged: it is no demonstration.
 """
 
-from prefdata.records import Demonstration, Messages
+from prefdata.records import Completion, Messages
 from prefdata.sources import turns
 from prefdata.sources.refusal import Refused, Row, refusable
 from prefdata.sources.scores import number
+from schemas import completions
 
 NAME = "demonstrations"
+KIND = completions.KIND
 NEEDS = "prompt and completion (or response), or messages (or conversations) that end with the assistant; no label"
 
 ANSWER_COLUMNS = ("completion", "response")
+VERDICTS = ("label", "kto_tag", "reward", "rewards")  # an answer that has one is no model to imitate by itself
 CONVERSATION_COLUMNS = ("messages", "conversations")
 
 
 @refusable
-def parse(row: Row) -> Demonstration:
+def parse(row: Row) -> Completion:
     """One prompt and the answer to imitate."""
-    turns.refuse_columns(row, "chosen", "rejected", "label", "responses")
+    turns.refuse_columns(row, "chosen", "rejected", "responses", *VERDICTS)
     context, completion = turns.split_answer(turns.with_system(row, conversation(row)), "the conversation")
-    return Demonstration(context, completion, turns.tools(row), number(row, "score"))
+    return Completion(context, completion, turns.tools(row), number(row, "score"))
 
 
 def conversation(row: Row) -> Messages:

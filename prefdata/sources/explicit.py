@@ -6,11 +6,13 @@ its last user turn.
 """
 
 from prefdata.records import Comparison, Messages
-from prefdata.sources import hh, turns
+from prefdata.sources import turns
 from prefdata.sources.refusal import Refused, Row, refusable
 from prefdata.sources.scores import preference, scores
+from schemas import pairs
 
 NAME = "explicit"
+KIND = pairs.KIND
 NEEDS = "prompt, chosen and rejected: each text or a list of turns ({role, content}); optional system, tools, scores"
 
 
@@ -18,8 +20,6 @@ NEEDS = "prompt, chosen and rejected: each text or a list of turns ({role, conte
 def parse(row: Row) -> Comparison:
     """One prompt, two answers, nothing inferred."""
     prompt = turns.prompt(row)
-    if isinstance(row["prompt"], str) and hh.is_head(row["prompt"]):
-        raise Refused("other_format", "prompt is the head of a transcript")
     chosen_context, chosen = turns.split_answer(conversation(row, prompt, "chosen"), "chosen")
     rejected_context, rejected = turns.split_answer(conversation(row, prompt, "rejected"), "rejected")
     context = turns.same_context(chosen_context, rejected_context)

@@ -4,13 +4,24 @@ A new format is one file with NAME, NEEDS and `parse`, and one line here.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 from prefdata.errors import UserError
-from prefdata.records import Record, SetAside
-from prefdata.sources import conversations, demonstrations, explicit, hh
+from prefdata.records import Parsed, RawRow, SetAside
+from prefdata.sources import (
+    conversations,
+    demonstrations,
+    explicit,
+    fine_grained_qa,
+    hh,
+    index_label,
+    oasst,
+    scored,
+    unpaired,
+)
 from prefdata.sources.refusal import LAYOUT_REASONS, Parse, Row
 
 
@@ -18,11 +29,30 @@ class Format(Protocol):
     """One layout of rows: a module of this package."""
 
     NAME: str  # what the user calls it
+    KIND: str  # what its rows become: a kind of `prefdata.logical.BASE`
     NEEDS: str  # the columns it reads, in words
-    parse: Parse  # a row to a record, or to why it is set aside; raises on nothing that a row can hold
+    parse: Parse  # what a row says, or why it is set aside; raises on nothing that a row can hold
 
 
-FORMATS: tuple[Format, ...] = (hh, explicit, conversations, demonstrations)
+@runtime_checkable
+class GroupFormat(Format, Protocol):
+    """A format in which what a row says depends on others of its file, such as the messages of a tree."""
+
+    # every row of a file with what it says among the others, in the file's order
+    parse_file: Callable[[Iterator[RawRow]], Iterator[tuple[RawRow, Parsed]]]
+
+
+FORMATS: tuple[Format, ...] = (
+    hh,
+    explicit,
+    conversations,
+    demonstrations,
+    unpaired,
+    scored,
+    index_label,
+    fine_grained_qa,
+    oasst,
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +66,17 @@ class Sample:
     def rows(self) -> list[Row]:
         """Those that could be read."""
         return [value for value in self.values if not isinstance(value, SetAside)]
+
+
+def parser(format_: Format) -> Callable[[Iterator[RawRow]], Iterator[tuple[RawRow, Parsed]]]:
+    """What turns the rows of one file into what they say; a row that could not be read says why itself."""
+    if isinstance(format_, GroupFormat):
+        return format_.parse_file
+    return partial(_one_by_one, format_.parse)
+
+
+def _one_by_one(parse: Parse, rows: Iterator[RawRow]) -> Iterator[tuple[RawRow, Parsed]]:
+    return ((row, row.value if isinstance(row.value, SetAside) else parse(row.value)) for row in rows)
 
 
 def named(name: str) -> Format:
@@ -73,7 +114,7 @@ def _fits(format_: Format, sample: Sample) -> int:
     return sum(_layout_problem(format_.parse(row)) is None for row in sample.rows)
 
 
-def _layout_problem(parsed: Record | SetAside) -> str | None:
+def _layout_problem(parsed: Parsed) -> str | None:
     return parsed.detail if isinstance(parsed, SetAside) and parsed.reason in LAYOUT_REASONS else None
 
 

@@ -11,8 +11,10 @@ from prefdata.records import Comparison, Message, Messages
 from prefdata.sources import turns
 from prefdata.sources.refusal import Refused, Row, refusable
 from prefdata.sources.scores import preference, scores
+from schemas import pairs
 
 NAME = "hh"
+KIND = pairs.KIND
 NEEDS = r"chosen and rejected: transcripts with \n\nHuman: and \n\nAssistant: before each turn"
 
 MARKER = re.compile(r"\n\n(Human|Assistant):")
@@ -40,17 +42,12 @@ def transcript(row: Row, name: str) -> str:
     side = turns.text(row, name)
     if row.get("prompt") is not None:
         head = turns.text(row, "prompt")
-        if not is_head(head):
+        if not turns.is_transcript_head(head):
             raise Refused("other_format", "prompt is not the head of a transcript")
         side = side if side.startswith(head) else head + side
     if not MARKER.match(side):
         raise Refused("other_format", rf"{name} does not open with \n\nHuman: or \n\nAssistant:")
     return side
-
-
-def is_head(prompt: str) -> bool:
-    """Whether a prompt is a transcript that waits for the assistant."""
-    return bool(MARKER.match(prompt)) and prompt.rstrip().endswith("\n\nAssistant:")
 
 
 def split(dialogue: str, name: str) -> tuple[Messages, Messages]:

@@ -60,12 +60,14 @@ class HubSplit:
 
     def stamp(self) -> str:
         """The commit, or the content where there is none (a local folder: every row is streamed once more)."""
-        if self.commit is not None:
-            return f"{self.shown}@{self.commit}"
         found = sha256()
-        for _, raw in self._rows():
+        for _, raw in self._rows() if self.commit is None else ():
             found.update(raw)
-        return f"{self.shown}@{found.hexdigest()}"
+        return self.stamp_of(found.hexdigest())
+
+    def stamp_of(self, content: str) -> str:
+        """The stamp of rows with this hash."""
+        return f"{self.shown}@{self.commit or content}"
 
     def read(self, tally: "Tally") -> Iterator[Read]:
         """Stream the rows."""

@@ -67,6 +67,9 @@ class Input(Protocol):
     def stamp(self) -> str:
         """Names what it holds by content; costs reading it at most once."""
 
+    def stamp_of(self, content: str) -> str:
+        """The stamp it has if this is the sha256 of what `read` tallied."""
+
 
 @dataclass(frozen=True)
 class File:
@@ -96,17 +99,24 @@ class File:
         with _refusing_damage(self.shown), self.fs.open(self.path, "rb") as stored:
             while block := stored.read(CHUNK):
                 found.update(block)
-        return f"{self.shown}@{found.hexdigest()}"
+        return self.stamp_of(found.hexdigest())
+
+    def stamp_of(self, content: str) -> str:
+        """The path as given, and the content's hash."""
+        return f"{self.shown}@{content}"
 
     def _rows(self, reader: readers.Reader, tally: Tally) -> Iterator[readers.Read]:
         with self.fs.open(self.path, "rb") as stored:
             if readers.reads_sequentially(reader):
                 yield from reader(cast(BinaryIO, BufferedReader(_Tallied(stored, tally), CHUNK)))
                 return
+            before = self.fs.ukey(self.path)
             while block := stored.read(CHUNK):
                 tally.add(block)
             stored.seek(0)
             yield from reader(stored)
+            if self.fs.ukey(self.path) != before:
+                raise readers.MalformedError("it changed while it was read")
 
 
 class _Tallied(RawIOBase):

@@ -22,6 +22,7 @@ Reader = Callable[[BinaryIO], Iterator[Read]]
 
 BOM = b"\xef\xbb\xbf"
 ARROW_FILE_MAGIC = b"ARROW1"
+ARROW_STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 ROWS_PER_BATCH = 1024
 CHUNK = 1 << 16
 MOST_DIGITS = 4000  # Python refuses to parse longer integers
@@ -67,11 +68,10 @@ def comma_separated(stream: BinaryIO) -> Iterator[Read]:
     with _as_text(stream, newline="") as text:
         lines = csv.reader(text, strict=True)
         header = next(lines, [])
-        if len(set(header)) != len(header):
-            raise MalformedError("two columns of its header have the same name")
+        _refuse_repeated(header)
         for fields in lines:
             if fields:
-                raw = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogateescape")
+                raw = json.dumps([header, fields], ensure_ascii=False).encode("utf-8", "surrogateescape")
                 yield _csv_row(header, fields), raw
 
 
@@ -79,8 +79,14 @@ def parquet(stream: BinaryIO) -> Iterator[Read]:
     """Apache Parquet, a batch of rows at a time."""
     import pyarrow.parquet as pq
 
-    for batch in pq.ParquetFile(stream).iter_batches(batch_size=ROWS_PER_BATCH):
-        yield from map(table_row, batch.to_pylist())
+    file = pq.ParquetFile(stream, page_checksum_verification=True)
+    _refuse_repeated(file.schema_arrow.names)
+    rows = 0
+    for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, use_threads=False):
+        rows += batch.num_rows
+        yield from _batch_rows(batch)
+    if rows != file.metadata.num_rows:
+        raise MalformedError(f"it says that it holds {file.metadata.num_rows} rows, and {rows} could be read")
 
 
 def arrow(stream: BinaryIO) -> Iterator[Read]:
@@ -91,11 +97,39 @@ def arrow(stream: BinaryIO) -> Iterator[Read]:
     stream.seek(0)
     if magic == ARROW_FILE_MAGIC:
         whole = pa.ipc.open_file(stream)
-        batches: Iterator[Any] = (whole.get_batch(index) for index in range(whole.num_record_batches))
-    else:
-        batches = iter(pa.ipc.open_stream(stream))
-    for batch in batches:
-        yield from map(table_row, batch.to_pylist())
+        _refuse_repeated(whole.schema.names)
+        for index in range(whole.num_record_batches):
+            yield from _batch_rows(whole.get_batch(index))
+        return
+    streamed = pa.ipc.open_stream(stream)
+    _refuse_repeated(streamed.schema.names)
+    for batch in streamed:
+        yield from _batch_rows(batch)
+    _refuse_unended(stream)
+
+
+def _batch_rows(batch: Any) -> Iterator[Read]:
+    """The rows of a batch whose own account of itself holds."""
+    batch.validate(full=True)
+    try:
+        rows = batch.to_pylist()
+    except (ValueError, OverflowError, RecursionError) as problem:  # a date beyond Python's, text that is not UTF-8
+        raise MalformedError(f"it holds a value that can't be read: {problem}") from problem
+    yield from map(table_row, rows)
+
+
+def _refuse_repeated(names: list[str]) -> None:
+    """One of two columns of a name would vanish."""
+    if len(set(names)) != len(names):
+        raise MalformedError("two of its columns have the same name")
+
+
+def _refuse_unended(stream: BinaryIO) -> None:
+    """A stream that was cut between two batches reads as a shorter one, and of two in one file the second is not read."""
+    at = stream.tell()
+    stream.seek(max(0, at - len(ARROW_STREAM_END)))
+    if stream.read() != ARROW_STREAM_END:
+        raise MalformedError("its batches do not end where the file ends")
 
 
 def table_row(row: object) -> Read:

@@ -1,4 +1,4 @@
-"""Reading: from what the user named to (row as read, record or why not), one item for every row, in order."""
+"""Reading: from what the user named to (row as read, what it says), one item for every row, in order."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -7,9 +7,8 @@ from itertools import islice
 from typing import Any
 
 from prefdata.errors import UserError
-from prefdata.records import Comparison, Message, Origin, RawRow, Record, SetAside
+from prefdata.records import Comparison, Message, Origin, Parsed, RawRow, Record, SetAside, Several
 from prefdata.sources import formats, hub, inputs
-from prefdata.sources.readers import Value
 
 ROWS_TRIED = 200  # of each input, to find the format
 
@@ -18,20 +17,21 @@ class Reading:
     """Inputs in one format. Iterating streams them and fills `sources`; iterating again starts anew."""
 
     def __init__(self, found: Sequence[inputs.Input], format_: formats.Format, why: str, stated: "Stated") -> None:
-        self.format = format_.NAME
+        self.format, self.kind = format_.NAME, format_.KIND
+        self.grouped = isinstance(format_, formats.GroupFormat)  # what a row says depends on others of its file
         self.why = why  # how the format was found, in a sentence
         self.sources: list[dict[str, Any]] = []  # the manifest's: one entry per input that was read to its end
-        self._inputs, self._parse, self._stated = found, format_.parse, stated
+        self._inputs, self._parse, self._stated = found, formats.parser(format_), stated
+        self._stamps: dict[str, str] = {}
 
-    def __iter__(self) -> Iterator[tuple[RawRow, Record | SetAside]]:
+    def __iter__(self) -> Iterator[tuple[RawRow, Parsed]]:
         self.sources = []
         for each in self._inputs:
             tally = inputs.Tally()
             stated = self._stated.or_else(each)
-            for value, raw in each.read(tally):
-                origin = Origin(each.shown, tally.rows, stated.split)
-                tally.rows += 1
-                yield RawRow(origin, value, sha256(raw).hexdigest()), self._record(value, stated)
+            for raw_row, parsed in self._parse(self._rows(each, tally, stated)):
+                yield raw_row, _with_source(parsed, stated)
+            self._refuse_changed(each, tally)
             self.sources.append(
                 {
                     "name": stated.name,
@@ -47,19 +47,24 @@ class Reading:
 
     def stamps(self) -> list[str]:
         """What the inputs hold now, by content, without parsing rows: equal stamps mean equal rows."""
-        return [each.stamp() for each in self._inputs]
+        self._stamps = {each.shown: each.stamp() for each in self._inputs}
+        return list(self._stamps.values())
 
     def splits(self) -> list[tuple[str, str | None]]:
         """Each input, and the split that its rows are in; None: neither the user nor the input names one."""
         return [(each.shown, self._stated.or_else(each).split) for each in self._inputs]
 
-    def _record(self, value: Value, stated: "Stated") -> Record | SetAside:
-        parsed = value if isinstance(value, SetAside) else self._parse(value)
-        if isinstance(parsed, SetAside):
-            return parsed
-        if _has_lone_surrogate(parsed):
-            return SetAside("lone_surrogate", "half of a surrogate pair stands alone in the text")
-        return replace(parsed, source=stated.name, license=stated.license)
+    def _refuse_changed(self, each: inputs.Input, tally: inputs.Tally) -> None:
+        """What is read must be what was stamped, or a build would be recognised by what it was not made from."""
+        stamp = self._stamps.get(each.shown)
+        if stamp is not None and stamp != each.stamp_of(tally.hash.hexdigest()):
+            raise UserError(f"{each.shown} changed while it was read. Give the same command again when it is at rest.")
+
+    def _rows(self, each: inputs.Input, tally: inputs.Tally, stated: "Stated") -> Iterator[RawRow]:
+        for value, raw in each.read(tally):
+            origin = Origin(each.shown, tally.rows, stated.split)
+            tally.rows += 1
+            yield RawRow(origin, value, sha256(raw).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,21 @@ def _samples(found: Sequence[inputs.Input]) -> list[formats.Sample]:
     if not any(sample.values for sample in samples):
         raise UserError(f"There are no rows in {formats.listed(samples)}.")
     return samples
+
+
+def _with_source(parsed: Parsed, stated: Stated) -> Parsed:
+    """What a row says, with the name and licence of its source; text that UTF-8 can't hold is refused."""
+    if isinstance(parsed, Several):
+        return replace(parsed, parts=tuple(_sourced(part, stated) for part in parsed.parts))
+    return _sourced(parsed, stated)
+
+
+def _sourced(part: Record | SetAside, stated: Stated) -> Record | SetAside:
+    if isinstance(part, SetAside):  # what it quotes of the row may be text that no file can hold
+        return replace(part, detail=part.detail.encode("utf-8", "replace").decode())
+    if _has_lone_surrogate(part):
+        return SetAside("lone_surrogate", "half of a surrogate pair stands alone in the text")
+    return replace(part, source=stated.name, license=stated.license)
 
 
 def _has_lone_surrogate(record: Record) -> bool:

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Mapping
 from functools import wraps
 
-from prefdata.records import Record, SetAside
+from prefdata.records import Parsed, SetAside
 
 Row = Mapping[str, object]
-Parse = Callable[[Row], Record | SetAside]
+Parse = Callable[[Row], Parsed]
 
 # A row refused for one of these is laid out in another way than the format reads; any other reason is about what
 # the row says, so the format did fit it.
@@ -21,11 +21,11 @@ class Refused(Exception):
         self.aside = SetAside(reason, detail)
 
 
-def refusable(parse: Callable[[Row], Record]) -> Parse:
+def refusable(parse: Callable[[Row], Parsed]) -> Parse:
     """Turn a parser that raises `Refused` into one that returns what was refused."""
 
     @wraps(parse)
-    def parse_or_set_aside(row: Row) -> Record | SetAside:
+    def parse_or_set_aside(row: Row) -> Parsed:
         try:
             return parse(row)
         except Refused as refused:

@@ -34,8 +34,11 @@ def preference(row: Row) -> float | None:
     return value
 
 
-def number(row: Row, name: str) -> float | None:
-    """A finite number, or the text of one (a CSV file has nothing else); None when absent, null or empty."""
+def number(row: Row, name: str, *, unsound: str = "score_not_finite") -> float | None:
+    """A finite number, or the text of one (a CSV file has nothing else); None when absent, null or empty.
+
+    unsound: the reason if it is not finite.
+    """
     value = row.get(name)
     if value is None or value == "":
         return None
@@ -48,7 +51,7 @@ def number(row: Row, name: str) -> float | None:
     except OverflowError:
         found = math.inf
     if not math.isfinite(found):
-        raise Refused("score_not_finite", f"{name} is {found}")
+        raise Refused(unsound, f"{name} is {found}")
     return found
 
 

@@ -13,6 +13,7 @@ from prefdata.records import Message, Messages
 from prefdata.sources.refusal import Refused, Row
 
 ROLES = frozenset({"system", "developer", "user", "assistant", "tool"})
+TRANSCRIPT_OPENINGS = ("\n\nHuman:", "\n\nAssistant:")
 SHAREGPT_ROLES = {"human": "user", "gpt": "assistant"}
 
 
@@ -51,7 +52,14 @@ def messages(value: object, name: str) -> Messages:
 def prompt(row: Row, name: str = "prompt") -> Messages:
     """A prompt column: text is one user turn, a list is a conversation."""
     value = column(row, name)
+    if isinstance(value, str) and is_transcript_head(value):
+        raise Refused("other_format", f"{name} is the head of a transcript")
     return (Message("user", value),) if isinstance(value, str) else messages(value, name)
+
+
+def is_transcript_head(text: str) -> bool:
+    """Whether a prompt is one of Anthropic's transcripts that waits for the assistant; as one turn it would be misread."""
+    return text.startswith(TRANSCRIPT_OPENINGS) and text.rstrip().endswith(TRANSCRIPT_OPENINGS[1])
 
 
 def answer(row: Row, name: str) -> Messages:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 
-from prefdata.records import Comparison, Message, Messages, Record, SetAside
+from prefdata.records import Comparison, Judged, Message, Messages, Record, SetAside
 from prefdata.templates import texts_of, unescaped
 
 REPLACEMENT = "\ufffd"
@@ -80,6 +80,8 @@ def _score_out_of_range(record: Record) -> SetAside | None:
     scores: dict[str, float | None]
     if isinstance(record, Comparison):
         scores = {"chosen_score": record.chosen_score, "rejected_score": record.rejected_score}
+    elif isinstance(record, Judged):
+        return _weight_out_of_range(record.weight)
     else:
         scores = {"score": record.score}
     for name, score in scores.items():
@@ -89,6 +91,11 @@ def _score_out_of_range(record: Record) -> SetAside | None:
     if preference is not None and not 0 <= preference <= 1:  # NaN is outside, too
         return SetAside("preference_out_of_range", f"preference is {preference}")
     return None
+
+
+def _weight_out_of_range(weight: float | None) -> SetAside | None:
+    sound = weight is None or (isfinite(weight) and weight > 0)
+    return None if sound else SetAside("weight_out_of_range", f"weight is {weight}")
 
 
 def _blank(turn: Message) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefdata import identity
-from prefdata.records import Comparison, Demonstration, Messages, Record, SetAside
+from prefdata.records import Comparison, Completion, Judged, Messages, Record, SetAside
 from prefdata.steps import gate
 from prefdata.tokens import Conversation, Limits, Rendered, Renderer, Tokenised, shared_prefix
 
@@ -25,34 +25,26 @@ class _Fitted:
     answers: dict[str, Rendered]
 
 
-def pair_rows(
-    records: Sequence[Comparison],
+def rows(
+    records: Sequence[Record],
     renderer: Renderer,
     limits: Limits,
     *,
     method: str = "human",
     source: str = "",
 ) -> list[Row | SetAside]:
-    """Rows of `schemas.pairs.BASE`. `source` names where records came from that do not say it themselves."""
-    rows: list[Row | SetAside] = []
-    for record, fitted in zip(records, _fit_all(records, renderer, limits), strict=True):
-        rows.append(fitted if isinstance(fitted, SetAside) else _pair_row(record, fitted, method, source))
-    return rows
+    """A row of the record's kind for each, or why there is none.
 
-
-def completion_rows(
-    records: Sequence[Demonstration],
-    renderer: Renderer,
-    limits: Limits,
-    *,
-    method: str = "human",
-    source: str = "",
-) -> list[Row | SetAside]:
-    """Rows of `schemas.completions.BASE`."""
-    rows: list[Row | SetAside] = []
+    `source` names where records came from that do not say it themselves.
+    """
+    made: list[Row | SetAside] = []
     for record, fitted in zip(records, _fit_all(records, renderer, limits), strict=True):
-        rows.append(fitted if isinstance(fitted, SetAside) else _completion_row(record, fitted, method, source))
-    return rows
+        if isinstance(fitted, SetAside):
+            made.append(fitted)
+            continue
+        provenance = {"method": method, "source": record.source or source, "license": record.license}
+        made.append({**_columns(record, fitted), **_prompt_columns(record, fitted), **provenance})
+    return made
 
 
 def _fit_all(records: Sequence[Record], renderer: Renderer, limits: Limits) -> list[_Fitted | SetAside]:
@@ -108,12 +100,23 @@ def _told(limits: Limits) -> str:
     return ", ".join(f"{key} {value}" for key, value in limits.as_dict().items() if value is not None)
 
 
-def _pair_row(record: Comparison, fitted: _Fitted, method: str, source: str) -> Row:
+def _columns(record: Record, fitted: _Fitted) -> Row:
+    """What differs from kind to kind."""
+    if isinstance(record, Comparison):
+        return _pair_columns(record, fitted)
+    answer = _completion_columns(record, fitted)
+    if isinstance(record, Judged):
+        row_id = identity.judged_row_id(record.prompt, record.completion, record.label, record.tools)
+        return {"row_id": row_id, **answer, "label": record.label, "weight": record.weight}
+    row_id = identity.completion_row_id(record.prompt, record.completion, record.tools)
+    return {"row_id": row_id, **answer, "score": record.score}
+
+
+def _pair_columns(record: Comparison, fitted: _Fitted) -> Row:
     chosen, rejected = fitted.answers["chosen"], fitted.answers["rejected"]
     scores = record.chosen_score, record.rejected_score
     return {
         "row_id": identity.pair_row_id(record.prompt, record.chosen, record.rejected, record.tools),
-        **_prompt_columns(record, fitted),
         "chosen": _turns(record.chosen),
         "rejected": _turns(record.rejected),
         "chosen_ids": chosen.ids,
@@ -130,23 +133,18 @@ def _pair_row(record: Comparison, fitted: _Fitted, method: str, source: str) -> 
         "rejected_score": record.rejected_score,
         "margin": None if scores[0] is None or scores[1] is None else scores[0] - scores[1],
         "preference": record.preference,
-        **_provenance(record, method, source),
     }
 
 
-def _completion_row(record: Demonstration, fitted: _Fitted, method: str, source: str) -> Row:
+def _completion_columns(record: Completion | Judged, fitted: _Fitted) -> Row:
     completion = fitted.answers["completion"]
     return {
-        "row_id": identity.completion_row_id(record.prompt, record.completion, record.tools),
-        **_prompt_columns(record, fitted),
         "completion": _turns(record.completion),
         "completion_ids": completion.ids,
         "completion_tokens": len(completion.ids),
         "completion_content_start": completion.content_start,
         "completion_finish": completion.finish,
         "completion_loss_mask": None,
-        "score": record.score,
-        **_provenance(record, method, source),
     }
 
 
@@ -158,10 +156,6 @@ def _prompt_columns(record: Record, fitted: _Fitted) -> Row:
         "prompt_ids": fitted.prompt_ids,
         "prompt_tokens": len(fitted.prompt_ids),
     }
-
-
-def _provenance(record: Record, method: str, source: str) -> Row:
-    return {"method": method, "source": record.source or source, "license": record.license}
 
 
 def _turns(messages: Messages) -> list[dict[str, str]]:

@@ -1,0 +1,69 @@
+"""What object stores answer: a create that one caller wins, and their errors in words.
+
+Written for what S3 and the servers that speak it answer through s3fs; other stores go through the same calls, and
+`Storage.probe` refuses one that does not keep the promise.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefdata.errors import Unreachable, UserError
+
+_LOOK = (
+    "look at the bucket's name, the credentials and the endpoint, or choose another place with --root or PREFDATA_ROOT"
+)
+_TAKEN = frozenset({"PreconditionFailed", "412"})  # not every server names the condition, by which s3fs would know
+# S3 answers so while another conditional write of the same name is under way, and asks for another try
+_CONFLICTS = frozenset({"ConditionalRequestConflict", "409"})
+_CONFLICT_TRIES = 8
+_FIRST_WAIT_S = 0.05  # twice as long after each conflict
+
+
+@contextmanager
+def in_words(act: str, where: str) -> Iterator[None]:
+    """Errors of a store as sentences; what says that a name is taken, absent or no folder passes as it is."""
+    try:
+        yield
+    except (UserError, FileExistsError, NotADirectoryError):
+        raise
+    except FileNotFoundError as problem:
+        if _code(problem) != "NoSuchBucket":
+            raise
+        raise UserError(f"cannot {act} {where} (there is no such bucket): {_LOOK}") from problem
+    except PermissionError as problem:
+        raise UserError(f"cannot {act} {where} ({_shown(problem)}): {_LOOK}") from problem
+    except Exception as problem:  # each store has errors of its own, many of which are no OSError
+        raise Unreachable(f"cannot {act} {where} ({_shown(problem)}): {_LOOK}") from problem
+
+
+def create(fs: Any, path: str, data: bytes) -> bool:
+    """A conditional put: True for the caller that made the file, False where there was one."""
+    wait_s = _FIRST_WAIT_S
+    for _ in range(_CONFLICT_TRIES):
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as problem:
+            if _code(problem) in _TAKEN:
+                return False
+            if _code(problem) not in _CONFLICTS:
+                raise
+        else:
+            return True
+        time.sleep(wait_s)
+        wait_s *= 2
+    raise TimeoutError(f"others kept writing it at the same time, {_CONFLICT_TRIES} times")
+
+
+def _code(problem: BaseException) -> str:
+    """The store's own code for an error; empty where it gave none."""
+    answer = getattr(problem.__cause__, "response", None)
+    return str(answer.get("Error", {}).get("Code", "")) if isinstance(answer, dict) else ""
+
+
+def _shown(problem: Exception) -> str:
+    told = problem.strerror if isinstance(problem, OSError) else None  # the number before it is none of the store's
+    return told or str(problem) or type(problem).__name__

@@ -1,0 +1,136 @@
+"""Warnings of a training run, from the numbers that it logged.
+
+Rewards are signed as the trainer logs them: beta times how far the policy's log-prob moved from the reference's, where
+the loss reads one.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from prefdata.report.alarms import LEVELS, Alarm, Checked, percent
+from prefdata.report.charts import number
+
+Curves = Mapping[str, Mapping[int, float]]  # values by step, under train/NAME and eval/NAME
+Run = Mapping[str, Any]  # run.json
+
+_FIRST = ("loss", "rewards/margins", "rewards/accuracies", "logps/accuracies", "logps/chosen_per_token")
+_CURE = "Add a likelihood term on the chosen side, lower the learning rate, or stop earlier."
+
+
+def check(run: Run, curves: Curves, agreements: Mapping[str, Mapping[str, Any]]) -> Checked:
+    """Every check that the numbers allow. `agreements`: what was found before the first step, by version."""
+    looked = [*step_zero(agreements), *(look(run, curves) for look in _CHECKS)]
+    alarms = sorted((each for each in looked if isinstance(each, Alarm)), key=lambda each: LEVELS.index(each.level))
+    return Checked(tuple(alarms), tuple(each for each in looked if isinstance(each, str)))
+
+
+def ordered(names: Iterable[str]) -> list[str]:
+    """Metrics in reading order: what is judged by first, the others by name."""
+    return sorted(names, key=lambda name: (_FIRST.index(name) if name in _FIRST else len(_FIRST), name))
+
+
+def _unfinished(run: Run, _: Curves) -> Alarm | None:
+    if run["status"] == "finished":
+        return None
+    return Alarm("note", "Not finished", f"its status is {run['status']}", "The command that began it goes on with it.")
+
+
+def step_zero(agreements: Mapping[str, Mapping[str, Any]]) -> list[Alarm | str]:
+    """At step 0 the policy still is the reference, if it starts from it: then both must give the same log-probs."""
+    return [_compared(version, found) for version, found in agreements.items()]
+
+
+def _compared(version: str, found: Mapping[str, Any]) -> Alarm | str:
+    told = f"mean |policy - reference| was {found['mean']:.2g} nats per token ({found['tokens']:,} tokens of {version})"
+    if not found["same_model"]:
+        return Alarm("note", "The policy is another model than the reference", told, "Meant so in later rounds.")
+    if found["mean"] <= found["allowed"]:
+        return f"Step 0 agrees with the stored reference: {told}"
+    advice = "Precision, attention or the scored tokens differ from when the reference was stored: add it again."
+    return Alarm("error", "Step 0 disagrees with the stored reference", told, advice)
+
+
+def _chosen_falls(run: Run, curves: Curves) -> Alarm | str | None:
+    title = "The chosen answers become less likely"
+    moved = _moved(run, curves, "logps/chosen_per_token")
+    if moved is None:
+        return None
+    before, after, where = moved
+    if after >= before - 0.01:
+        return title
+    other = _moved(run, curves, "logps/rejected_per_token")
+    beside = f"; the rejected ones from {number(other[0])} to {number(other[1])}" if other else ""
+    found = f"{where}: from {number(before)} to {number(after)} nats per token{beside}"
+    advice = f"Margins grow by pushing the rejected side down harder (arXiv 2406.07327). {_CURE}"
+    return Alarm("warning", title, found, advice)
+
+
+def _rejected_drops(run: Run, curves: Curves) -> Alarm | str | None:
+    title = "The rejected answers are driven far down"
+    moved = _moved(run, curves, "logps/rejected_per_token")
+    if moved is None:
+        return None
+    before, after, where = moved
+    found = f"{where}: from {number(before)} to {number(after)} nats per token"
+    return Alarm("warning", title, found, f"More than 1 nat per token. {_CURE}") if after < before - 1 else title
+
+
+def _likelihood(run: Run, curves: Curves) -> Alarm | str | None:
+    title = "Held-out likelihood got worse"
+    before, after = (run.get("before") or {}).get("nll_loss"), (run.get("after") or {}).get("nll_loss")
+    if before is None or after is None:
+        return None
+    if after <= before * 1.05:
+        return title
+    found = f"from {before:.3f} to {after:.3f} nats per token, {percent(after / before - 1)} more"
+    return Alarm("warning", title, found, "The model forgets how to write good answers while it learns to rank them.")
+
+
+def _dispersion(run: Run, curves: Curves) -> Alarm | str | None:
+    title = "Probability spreads to what was never seen"
+    entropy, chosen = _moved(run, curves, "entropy"), _moved(run, curves, "logps/chosen_per_token")
+    if entropy is None or chosen is None:
+        return None
+    if not (entropy[1] > entropy[0] * 1.05 and chosen[1] < chosen[0]):
+        return title
+    found = f"{entropy[2]}: entropy from {entropy[0]:.2f} to {entropy[1]:.2f} nats while the chosen log-prob fell"
+    return Alarm("warning", title, found, f"Both sides lose, other answers win. {_CURE}")
+
+
+def _nothing_learnt(run: Run, curves: Curves) -> Alarm | str | None:
+    title = "No better than chance on held-out pairs"
+    after = (run.get("after") or {}).get("rewards/accuracies")
+    if after is None:
+        return None
+    found = f"accuracy {percent(after)}"
+    return (
+        Alarm("warning", title, found, "Train longer, or look at the data: labels may be noise.")
+        if after <= 0.5
+        else title
+    )
+
+
+def _no_held_out(run: Run, curves: Curves) -> Alarm | None:
+    if run["status"] != "finished" or run.get("after"):
+        return None
+    return Alarm("note", "No held-out rows", "nothing was measured before and after", "The version has no test split.")
+
+
+def _moved(run: Run, curves: Curves, name: str) -> tuple[float, float, str] | None:
+    """First and last value of a metric, held out where that was measured twice, and where that is."""
+    for where, prefix in (("held out", "eval"), ("in training", "train")):
+        points = sorted(curves.get(f"{prefix}/{name}", {}).items())
+        if len(points) >= 2:
+            return points[0][1], points[-1][1], where
+    return None
+
+
+_CHECKS: tuple[Callable[[Run, Curves], Alarm | str | None], ...] = (
+    _chosen_falls,
+    _rejected_drops,
+    _likelihood,
+    _dispersion,
+    _nothing_learnt,
+    _unfinished,
+    _no_held_out,
+)
