@@ -4,9 +4,11 @@ Where both are the same weights, a large difference means that template, mask, p
 the two. Where they are different models it is a fact worth seeing, and no error.
 """
 
+import json
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from prefdata import logprobs
 from prefdata.versions import Version
 
 PROBE_ROWS = 32
+STEP_ZERO = "step0.json"  # in the run folder
 # nats per token that the same weights may differ by; bfloat16 is kernel and padding noise
 ALLOWED = {"float32": 1e-3, "bfloat16": 3e-2}
 
@@ -43,13 +46,19 @@ class Agreement:
             if self.same_model
             else f"the policy ({_named(policy)}) is another model than the stored reference ({_named(reference)})"
         )
-        text = f"step 0: {which}; mean |policy - reference| is {self.mean:.2g} nats per token ({self.tokens:,} tokens of {self.rows} rows)"
+        text = f"{which}; mean |policy - reference| is {self.mean:.2g} nats per token ({self.tokens:,} tokens of {self.rows} rows)"
         if self.suspicious:
             text += (
                 f"\nwarning: for the same weights that is more than {self.allowed:g}: precision, attention or the scored tokens"
                 " differ from when the reference was stored"
             )
         return text
+
+
+def keep(folder: Path, found: Mapping[str, Agreement | None]) -> None:
+    """Write what was found, by version, into the run folder: the run's report tells it."""
+    content = {name: asdict(agreement) for name, agreement in found.items() if agreement is not None}
+    (folder / STEP_ZERO).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def probe(version: Version, split: str, sides: tuple[str, ...]) -> pa.Table | None:

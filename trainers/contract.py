@@ -39,13 +39,13 @@ def check(version: Version, objective: Objective) -> None:
     if missing:
         raise MissingColumns(
             f"--loss {objective.name} reads {' and '.join(missing)}, which data version {version.name} does not have.\n"
-            f"Add them:  {_scores(version)}\n{_as_it_is(version.name, usable)}"
+            f"Add them:  {scores(version)}\n{_as_it_is(version.name, usable)}"
         )
     if objective.batch.referenced and not version.manifest["reference"]:
         raise MissingColumns(
             f"data version {version.name} does not say which model its reference log-probs come from, and --loss"
             f" {objective.name} reads them.\n"
-            f"Score them again:  {_scores(version)}"
+            f"Score them again:  {scores(version)}"
         )
 
 
@@ -133,7 +133,7 @@ def _kept(masks: pa.ChunkedArray) -> pa.Array:
 
 def _check_logps(rows: pa.Table, name: str, version: Version) -> None:
     side = name.removeprefix("ref_").removesuffix("_logps").removesuffix("_token")
-    flow = f"score them again:  {_scores(version)}"
+    flow = f"score them again:  {scores(version)}"
     column = rows[name]
     _refuse(rows, pc.is_null(column), version.name, f"{name} is missing", flow)
     if not pa.types.is_list(column.type):
@@ -168,8 +168,9 @@ def _refuse(rows: pa.Table, bad: Any, version: str, what: str, then: str = "buil
         raise UserError(f"{len(places)} rows of data version {version}: {what} (the first is row {row}); {then}")
 
 
-def _scores(version: Version) -> str:
-    return _flow(version, "add_reference", version.name)
+def scores(version: Version, model: str | None = None) -> str:
+    """The command that adds a reference's log-probs to a version: those of `model`, or of the one the flow would take."""
+    return _flow(version, "add_reference", version.name, *(() if model is None else ("--model", model)))
 
 
 def _makes_kind(version: Version) -> str:

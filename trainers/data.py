@@ -8,13 +8,14 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from prefdata import draws
 from prefdata.logprobs import Tree
@@ -25,6 +26,8 @@ from trainers.precision import widest
 from trainers.runs import SPOOL
 
 ROWS_PER_BATCH = 4096
+
+Mask = np.ndarray[Any, np.dtype[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -83,10 +86,20 @@ class Rows(Dataset[Row]):
 
     def __init__(self, batches: Sequence[pa.RecordBatch], sides: Sequence[str]) -> None:
         self.sides = tuple(sides)
-        self._chunks = [_Chunk(batch, self.sides) for batch in batches if batch.num_rows]
-        self._ends = np.cumsum([len(chunk) for chunk in self._chunks], dtype=np.int64)
-        self.lengths = np.concatenate([chunk.lengths for chunk in self._chunks] or [np.zeros(0, np.int64)])
-        self.longest = max((chunk.longest for chunk in self._chunks), default=0)
+        self._hold([_Chunk(batch, self.sides) for batch in batches if batch.num_rows])
+
+    @classmethod
+    def joined(cls, parts: Sequence["Rows"]) -> "Rows":
+        """The rows of all parts, one after another."""
+        whole = cls((), parts[0].sides)
+        whole._hold(list(chain.from_iterable(part._chunks for part in parts)))
+        return whole
+
+    def _hold(self, chunks: Sequence["_Chunk"]) -> None:
+        self._chunks = chunks
+        self._ends = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)
+        self.lengths = np.concatenate([chunk.lengths for chunk in chunks] or [np.zeros(0, np.int64)])
+        self.longest = max((chunk.longest for chunk in chunks), default=0)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._chunks else 0
@@ -97,11 +110,16 @@ class Rows(Dataset[Row]):
         return self._chunks[chunk].row(index - start)
 
 
-def load(version: Version, split: str, batch: type[Batch], folder: str | os.PathLike[str]) -> Rows:
-    """The rows of a split as the objective's batch type reads them, every one checked; spooled through `folder`."""
+def load(
+    version: Version, split: str, batch: type[Batch], folder: str | os.PathLike[str], *, keep: Mask | None = None
+) -> Rows:
+    """The rows of a split as the objective's batch type reads them, every one checked; spooled through `folder`.
+
+    `keep` says of each row of the split whether it is read at all.
+    """
     sides = tuple(batch.sides[version.kind].values())
-    tables = _checked(version, split, columns(version.columns(), sides, referenced=batch.referenced), sides)
-    return Rows(_spool(tables, folder), sides)
+    tables = _kept(version, split, columns(version.columns(), sides, referenced=batch.referenced), keep)
+    return Rows(_spool(_checked(tables, sides, version), folder), sides)
 
 
 def columns(present: Sequence[str], sides: Sequence[str], *, referenced: bool) -> list[str]:
@@ -117,20 +135,20 @@ def columns(present: Sequence[str], sides: Sequence[str], *, referenced: bool) -
 
 
 def collate(rows: Sequence[Row]) -> RowBatch:
-    """Rows to a micro-batch."""
+    """Rows to a micro-batch, which may be empty."""
     branches = [side for row in rows for side in row.sides]
-    scored = np.zeros((len(branches), max(len(side.ids) for side in branches)), np.bool_)
+    scored = np.zeros((len(branches), max((len(side.ids) for side in branches), default=0)), np.bool_)
     for place, side in enumerate(branches):
         scored[place, : len(side.ids)] = side.scored
-    shape = (len(rows), -1)
+    shape = (len(rows), len(rows[0].sides) if rows else 0)
     reference = None
-    if branches[0].reference is not None:
+    if branches and branches[0].reference is not None:
         reference = torch.tensor([side.reference for side in branches], dtype=torch.float64).reshape(shape)
     return RowBatch(
         row_ids=tuple(row.row_id for row in rows),
         trees=tuple(Tree(row.prompt_ids.tolist(), [side.ids.tolist() for side in row.sides]) for row in rows),
         scored=torch.from_numpy(scored),
-        tokens=torch.tensor([side.tokens for side in branches]).reshape(shape),
+        tokens=torch.tensor([side.tokens for side in branches], dtype=torch.int64).reshape(shape),
         reference=reference,
     )
 
@@ -157,15 +175,64 @@ class EpochOrder(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
+        return chain.from_iterable(self.steps())
+
+    def steps(self) -> Iterator[list[int]]:
+        """The rows of each optimiser step."""
         generator = draws.generator(draws.row_seed(self.seed, "all rows", "order", round_=self.epoch))
         order = generator.permutation(len(self.lengths))
         for start in range(0, len(order), self.rows_per_step):
             step = order[start : start + self.rows_per_step]
-            yield from step[np.argsort(-self.lengths[step], kind="stable")].tolist()
+            yield step[np.argsort(-self.lengths[step], kind="stable")].tolist()
 
 
-def _checked(version: Version, split: str, names: Sequence[str], sides: Sequence[str]) -> Iterator[pa.Table]:
+class MicroBatches(Sampler[list[int]]):
+    """What one process of a run reads of every step: its rows, dealt to micro-batches and among the processes.
+
+    All processes have equally many micro-batches, since they wait for each other. Those of an epoch's last step may be
+    smaller, or empty: no row is read twice to fill them.
+    """
+
+    def __init__(self, order: EpochOrder, batch_size: int, *, rank: int = 0, size: int = 1) -> None:
+        self.order = order
+        self.rank = rank
+        self.size = size
+        self.width = batch_size * size  # rows of a micro-batch, over all processes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the loop when an epoch begins."""
+        self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return -(-len(self.order) // self.width)  # a step is a whole number of micro-batches, but for the last
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in self.order.steps():
+            for start in range(0, len(step), self.width):
+                yield step[start : start + self.width][self.rank :: self.size]
+
+
+class Loader(DataLoader[Any]):
+    """Micro-batches of rows, in an order of their own for every epoch."""
+
+    def __init__(self, rows: Rows, batches: MicroBatches) -> None:
+        super().__init__(rows, batch_sampler=batches, collate_fn=collate)
+        self.batches = batches
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the loop when an epoch begins."""
+        self.batches.set_epoch(epoch)
+
+
+def _kept(version: Version, split: str, names: Sequence[str], keep: Mask | None) -> Iterator[pa.Table]:
+    start = 0
     for table in version.batches(split, columns=names, rows=ROWS_PER_BATCH):
+        yield table if keep is None else table.filter(pa.array(keep[start : start + len(table)]))
+        start += len(table)
+
+
+def _checked(tables: Iterator[pa.Table], sides: Sequence[str], version: Version) -> Iterator[pa.Table]:
+    for table in tables:
         contract.check_rows(table, sides, version)
         yield table
 

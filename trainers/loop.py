@@ -6,7 +6,6 @@ micro-batches and processes before the first forward, so accumulation changes no
 
 import contextlib
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,15 @@ from typing_extensions import override
 
 from prefdata import logprobs
 from prefdata.errors import UserError
-from trainers.data import EpochOrder, RowBatch, Rows, collate
+from prefdata.logprobs import Tree
+from trainers import checkpoints, lora
+from trainers.data import EpochOrder, Loader, MicroBatches, RowBatch, Rows, collate
 from trainers.metrics import Tally, measure
 from trainers.objectives import Batch, Objective
 from trainers.precision import autocast, widest
+from trainers.processes import Processes
 from trainers.progress import Cadence
+from trainers.runs import saving
 
 
 class NotFinite(UserError):
@@ -93,6 +96,12 @@ def step(model: Any, rows: RowBatch, task: Task, *, extras: bool = True) -> Outc
     return Outcome(losses, tally)
 
 
+def idle(model: Any) -> Tensor:
+    """A 0 that depends on the model: what a process without rows in a micro-batch adds to the gradients of the others."""
+    scores = logprobs.forward(model, [Tree([0], [[0]])])
+    return scores.logps[0].sum() * 0
+
+
 def _scored(values: Sequence[Tensor], scored: Tensor) -> Tensor:
     return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)[scored]
 
@@ -111,7 +120,7 @@ class Loop(Trainer):
         cadence: Cadence,
         bfloat16: bool = False,
         tokenizer: Any = None,
-        callbacks: Sequence[Any] = (),
+        processes: Processes | None = None,
     ) -> None:
         args._n_gpu = min(args.n_gpu, 1)  # several devices are several processes here, never DataParallel
         super().__init__(
@@ -120,29 +129,29 @@ class Loop(Trainer):
             train_dataset=train_rows,
             eval_dataset=test_rows,
             data_collator=collate,  # type: ignore[arg-type]  # a batch of trees is no dictionary
-            callbacks=list(callbacks),
         )
         self.loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's count
         self.task = task
         self.cadence = cadence
         self.bfloat16 = bfloat16
         self.tokenizer = tokenizer
+        self.processes = processes or Processes()
         self._tally = Tally()
         self._window: list[RowBatch] = []
+        self._not_finite: list[str] = []  # rows of this step, in this process
+        self._written_to: Path | None = None  # while a checkpoint is staged
 
     # -- batches ---------------------------------------------------------------------------------------------------
 
     @override
-    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
-        rows = self.train_dataset
+    def get_train_dataloader(self) -> Loader:
+        """This process's share of the rows; Trainer's own would read rows twice to give all processes equally many."""
+        rows, args = self.train_dataset, self.args
         assert isinstance(rows, Rows)
-        args = self.args
-        rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        return EpochOrder(rows.lengths, args.data_seed if args.data_seed is not None else args.seed, rows_per_step)
-
-    @override
-    def _get_collator_with_removed_columns(self, data_collator: Any, description: str | None = None) -> Any:
-        return data_collator  # rows are no dictionaries; there is nothing to remove
+        rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * self.processes.size
+        order = EpochOrder(rows.lengths, args.data_seed if args.data_seed is not None else args.seed, rows_per_step)
+        share = MicroBatches(order, args.train_batch_size, rank=self.processes.rank, size=self.processes.size)
+        return Loader(rows, share)
 
     @override
     def _get_num_items_in_batch(self, batch_samples: list[RowBatch], device: torch.device) -> Tensor | None:
@@ -151,7 +160,7 @@ class Loop(Trainer):
             return None
         self._window = batch_samples
         items = torch.tensor(sum(self.task.items(batch) for batch in batch_samples), device=device)
-        return self.accelerator.gather(items).sum() if self.args.world_size > 1 else items
+        return self.accelerator.reduce(items, reduction="sum") if self.processes.size > 1 else items
 
     @override
     def _prepare_inputs(self, inputs: RowBatch) -> RowBatch:  # type: ignore[override]
@@ -171,13 +180,15 @@ class Loop(Trainer):
         self, model: Any, inputs: RowBatch, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None
     ) -> Any:
         """This micro-batch's share of the step's loss."""
+        if not len(inputs):
+            return idle(model)
         shown = self.cadence.logs(self.state.global_step + 1, self.state.max_steps)
         outcome = step(model, inputs, self.task, extras=shown)
-        self._refuse_not_finite(outcome.losses, inputs)
+        self._note_not_finite(outcome.losses, inputs)
         self._tally.update(outcome.tally)
         items = self.task.items(inputs) if num_items_in_batch is None else num_items_in_batch
         # gradients are averaged over processes, and this is a share of a sum
-        return (outcome.losses.sum() / items).float() * self.args.world_size
+        return (outcome.losses.sum() / items).float() * self.processes.size
 
     @override
     def autocast_smart_context_manager(
@@ -186,30 +197,44 @@ class Loop(Trainer):
         """bfloat16 where it is asked for: matrix products only, weights and sums stay in float32."""
         return autocast(self.args.device, self.bfloat16)
 
-    def _refuse_not_finite(self, losses: Tensor, rows: RowBatch) -> None:
+    def _note_not_finite(self, losses: Tensor, rows: RowBatch) -> None:
         bad = ~torch.isfinite(losses.detach())
         if bool(bad.any()):
-            names = [row_id for row_id, is_bad in zip(rows.row_ids, bad.tolist(), strict=True) if is_bad]
-            raise NotFinite(self._stopped("the loss", names))
+            self._not_finite += [row_id for row_id, is_bad in zip(rows.row_ids, bad.tolist(), strict=True) if is_bad]
 
     @override
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        """The last look at a step before its update: all processes are here, with the gradient of all of them."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)  # type: ignore[no-untyped-call]
-        if not torch.isfinite(torch.as_tensor(norm)).item():
-            raise NotFinite(
-                self._stopped("the gradient", [row_id for batch in self._window for row_id in batch.row_ids])
-            )
+        finite = bool(torch.isfinite(torch.as_tensor(norm)))
+        if self.processes.any(not finite or bool(self._not_finite)):
+            self._refuse_step()
         return norm
 
-    def _refuse_ruined_weights(self) -> None:
+    def _refuse_step(self) -> None:
+        named = self.processes.gather(self._not_finite)
+        what = "the loss" if any(named) else "the gradient"
+        if not any(named):
+            named = self.processes.gather([row_id for batch in self._window for row_id in batch.row_ids])
+        self._refuse(self._stopped(what, [row_id for names in named for row_id in names]))
+
+    def refuse_ruined_weights(self) -> None:
         """The loss and gradient of a step are judged before its update, and after the last update there may be neither."""
         model: Any = self.model
         for name, weight in model.named_parameters():
             if not bool(torch.isfinite(weight).all()):
-                raise NotFinite(
+                self._refuse(
                     f"{name} is not finite after step {self.state.global_step}, so the model is of no use; what was saved"
                     f" before in {self.args.output_dir} stays. A smaller --lr is the usual cure."
                 )
+
+    def _refuse(self, sentence: str) -> None:
+        """All processes come to the same sentence, and one says it."""
+
+        def refuse() -> None:
+            raise NotFinite(sentence)
+
+        self.processes.agreed(refuse)
 
     def _stopped(self, what: str, row_ids: Sequence[str]) -> str:
         shown = ", ".join(row_ids[:5]) + (f" and {len(row_ids) - 5} more" if len(row_ids) > 5 else "")
@@ -223,10 +248,9 @@ class Loop(Trainer):
     @override
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the means since the last line to a training line."""
-        if "loss" in logs and self._tally:
-            means = self._tally.means()
+        if "loss" in logs:
+            logs = {**logs, **Tally.joined(self.processes.gather(self._tally)).means()}
             self._tally = Tally()
-            logs = {**logs, **means}
         super().log(logs, start_time)
 
     @override
@@ -236,12 +260,19 @@ class Loop(Trainer):
     ) -> dict[str, float]:
         """Loss and metrics of the held-out rows, with the same code as a training step."""
         rows: Any = eval_dataset if eval_dataset is not None else self.eval_dataset
-        tally = evaluate(self.model, rows, self.task, self.args.eval_batch_size, self.autocast_smart_context_manager())
+        tally = evaluate(
+            self.model,
+            rows,
+            self.task,
+            self.args.eval_batch_size,
+            self.autocast_smart_context_manager(),
+            self.processes,
+        )
         means = tally.means()
         metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
         self.log(dict(metrics))
         if not math.isfinite(means["loss"]):
-            raise NotFinite(
+            self._refuse(
                 f"the held-out loss is {means['loss']} after step {self.state.global_step}, so the model is of no use; the"
                 f" last checkpoint in {self.args.output_dir} stays. A smaller --lr is the usual cure."
             )
@@ -250,30 +281,63 @@ class Loop(Trainer):
 
     def restore(self, checkpoint: Path) -> None:
         """Weights and history of a checkpoint, without training on."""
+        self.load_weights(checkpoint)
+        self.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
+
+    def load_weights(self, checkpoint: Path) -> None:
+        """The weights of a checkpoint."""
         self._load_from_checkpoint(str(checkpoint))
-        self.state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+
+    @override
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Written beside and renamed by the first process when all have written their part."""
+        folder, step = Path(str(self.args.output_dir)), self.state.global_step
+        self.refuse_ruined_weights()
+
+        def write() -> None:
+            with saving(folder):
+                super(Loop, self)._save_checkpoint(model, trial)
+
+        def publish() -> None:
+            checkpoints.publish(folder, step)
+            checkpoints.prune(folder, {self.state.best_global_step or step})
+
+        self._written_to = self.processes.decided(lambda: checkpoints.stage(folder))
+        try:
+            self.processes.agreed(write)
+        finally:
+            self._written_to = None
+        self.processes.decided(publish)
+
+    @override
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._written_to or self.args.output_dir)
 
     @override
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """The model and its tokenizer, without the pickle of the arguments: run.json says them in words.
-
-        Weights that are not finite are never written, be it as a checkpoint or as the run's model.
-        """
-        self._refuse_ruined_weights()
-        super()._save(output_dir, state_dict)
+        """The model, or its adapter, and the tokenizer; Trainer's own adds a pickle of the arguments."""
         folder = Path(output_dir or str(self.args.output_dir))
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(folder / "training_args.bin")
-        if self.tokenizer is not None and self.args.should_save:
+        model: Any = self.accelerator.unwrap_model(self.model)
+        if hasattr(model, "peft_config"):
+            lora.save(model, folder, state_dict)
+        else:
+            model.save_pretrained(folder, state_dict=state_dict)
+        if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
 
 
 def evaluate(
-    model: Any, rows: Rows, task: Task, batch_size: int, context: contextlib.AbstractContextManager[Any]
+    model: Any,
+    rows: Rows,
+    task: Task,
+    batch_size: int,
+    context: contextlib.AbstractContextManager[Any],
+    processes: Processes | None = None,
 ) -> Tally:
-    """Sums over rows, longest first: if memory runs out, it does so at the start."""
+    """Sums over all rows, each scored by one of the processes, longest first: if memory runs out, it does so at the start."""
+    those = processes or Processes()
     order = sorted(range(len(rows)), key=lambda place: (-int(rows.lengths[place]), place))
-    loader = DataLoader(rows, batch_size=batch_size, sampler=order, collate_fn=collate)
+    loader = DataLoader(rows, batch_size=batch_size, sampler=order[those.rank :: those.size], collate_fn=collate)
     device = next(model.parameters()).device
     tally = Tally()
     training = model.training
@@ -284,7 +348,7 @@ def evaluate(
                 tally.update(step(model, batch.to(device), task).tally)
     finally:
         model.train(training)
-    return tally
+    return Tally.joined(those.gather(tally))
 
 
 def set_dropout(model: Any, probability: float) -> None:

@@ -4,7 +4,7 @@ Everything is kept as a sum and a count under the name it is logged by, so that 
 processes and a held-out split are right whatever their sizes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,14 @@ from trainers.precision import widest
 
 class Tally:
     """Named sums with their counts."""
+
+    @classmethod
+    def joined(cls, tallies: Iterable["Tally"]) -> "Tally":
+        """Everything that several tallies hold."""
+        whole = cls()
+        for tally in tallies:
+            whole.update(tally)
+        return whole
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}

@@ -10,6 +10,8 @@ from tqdm import tqdm
 from transformers import TrainerCallback
 from typing_extensions import override
 
+from trainers.processes import Processes
+
 # of what is logged, what is worth a place on the line
 SHOWN = ("loss", "rewards/margins", "rewards/accuracies", "logps/accuracies", "mean_token_accuracy", "learning_rate")
 
@@ -39,10 +41,14 @@ class Cadence(TrainerCallback):
 class Interrupt(TrainerCallback):
     """Ctrl-C or a polite kill ends the step, saves a checkpoint and stops; a second one stops at once."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
+    def __init__(
+        self, say: Callable[[str], None], processes: Processes | None = None, *, evaluates: bool = False
+    ) -> None:
         self.asked = False
         self._said = False
         self._say = say
+        self._processes = processes or Processes()
+        self._evaluates = evaluates  # an evaluation that is due is done first: the run's end depends on it
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -59,10 +65,11 @@ class Interrupt(TrainerCallback):
 
     @override
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop once asked; comes after Cadence, so it has the last word."""
+        """Save and stop once any process is asked; comes after Cadence, so it has the last word."""
+        self.asked = self._processes.any(self.asked)
         if self.asked and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
+            control.should_evaluate = control.should_evaluate and self._evaluates
             if not self._said:
                 self._said = True
                 self._say("\nstopping after this step, with a checkpoint; once more to stop at once")
@@ -71,6 +78,42 @@ class Interrupt(TrainerCallback):
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True  # said at the end of the step: a handler that prints can cut into another print
+
+
+class EarlyStop(TrainerCallback):
+    """Ends a run when its held-out loss has had no new best for so many evaluations in a row.
+
+    What is known stands in the trainer state, so that a resumed run goes on counting, and the best step's checkpoint
+    stays until the end.
+    """
+
+    def __init__(self, patience: int, say: Callable[[str], None]) -> None:
+        self.patience = patience
+        self._say = say
+
+    @override
+    def on_evaluate(
+        self, args: Any, state: Any, control: Any, metrics: Mapping[str, float] | None = None, **kwargs: Any
+    ) -> None:
+        """Keep a new best, or count; the evaluation before the first step is no candidate."""
+        if state.global_step == 0:
+            return
+        loss = (metrics or {})["eval_loss"]
+        if state.best_metric is None or loss < state.best_metric:
+            state.best_metric, state.best_global_step = loss, state.global_step
+            control.should_save = True
+        elif self.exhausted(state):
+            control.should_save = control.should_training_stop = True
+            if state.global_step < state.max_steps:
+                self._say(
+                    f"step {state.global_step}  no better held-out loss in {self.patience} evaluations: stopping early"
+                )
+
+    def exhausted(self, state: Any) -> bool:
+        """Whether a run has had its evaluations without a better one."""
+        best = state.best_global_step
+        since = [entry for entry in state.log_history if "eval_loss" in entry and entry["step"] > (best or 0)]
+        return best is not None and len(since) >= self.patience
 
 
 class Progress(TrainerCallback):

@@ -12,10 +12,20 @@ import os
 import sys
 from collections.abc import Sequence
 
-from prefdata.errors import UserError
-from trainers.train import Options, RunResult, train
+from prefdata.errors import UserError, faults_in_words
+from trainers.options import Options
+from trainers.processes import Elsewhere, speaks
+from trainers.train import RunResult, train
 
 __all__ = ["Options", "RunResult", "main", "train"]
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Says a default where there is one; what no value means stands in the text of the option."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        unsaid = action.default is None or action.default is False or action.default == []
+        return action.help if unsaid else super()._get_help_string(action)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,10 +33,12 @@ def parser() -> argparse.ArgumentParser:
     line = argparse.ArgumentParser(
         prog="python -m trainers.run",
         description=(__doc__ or "").partition("\n\n")[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     what = line.add_argument_group("what")
-    what.add_argument("--data", metavar="VERSION", help="vN, a tag, latest, or a path or URL of a version")
+    what.add_argument(
+        "--data", metavar="VERSION", help="vN, a tag, latest, or a path or URL of a version; several of one kind: v3,v4"
+    )
     what.add_argument("--loss", help="the objective; --list names them")
     what.add_argument(
         "--set", action="append", default=[], metavar="KNOB=VALUE", help="a knob of the loss; may be repeated"
@@ -44,13 +56,15 @@ def parser() -> argparse.ArgumentParser:
     how = line.add_argument_group("how")
     how.add_argument("--epochs", type=float, help="passes over the train rows; unset: 1, or what --steps says")
     how.add_argument("--steps", type=int, help="optimiser steps, instead of --epochs")
-    how.add_argument("--lr", type=float, help="peak learning rate; unset: the loss's own")
-    how.add_argument("--batch-size", type=int, default=Options.batch_size, help="rows per forward")
+    how.add_argument("--lr", type=float, help="peak learning rate; unset: the loss's own, with LoRA ten times that")
+    how.add_argument(
+        "--batch-size", type=int, default=Options.batch_size, help="rows per forward, in each process under torchrun"
+    )
     how.add_argument(
         "--accumulate",
         type=int,
         default=Options.accumulate,
-        help="forwards per step; a step has batch-size x accumulate rows",
+        help="forwards per step; a step has batch-size x accumulate x processes rows",
     )
     how.add_argument(
         "--warmup", type=float, default=Options.warmup, help="share of the steps, or from 1 on a number of steps"
@@ -64,7 +78,38 @@ def parser() -> argparse.ArgumentParser:
         choices=("float32", "bfloat16"),
         help="of matrix products; weights stay float32; unset: bfloat16 on a GPU that has it",
     )
+    how.add_argument(
+        "--gradient-checkpointing",
+        action="store_true",
+        help="compute activations again in the backward pass instead of keeping them: less memory, more time, same result",
+    )
+    how.add_argument(
+        "--early-stop",
+        type=int,
+        metavar="N",
+        help="stop after N evaluations in a row without a lower held-out loss; the best step's weights are kept",
+    )
     how.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
+    adapter = line.add_argument_group("LoRA")
+    adapter.add_argument(
+        "--lora-rank",
+        type=int,
+        metavar="R",
+        help="train an adapter of this rank, 8 to 64 is usual, and leave the model's weights alone; unset: train them all",
+    )
+    adapter.add_argument(
+        "--lora-alpha", type=float, metavar="ALPHA", help="the adapter counts alpha / rank; unset: twice the rank"
+    )
+    adapter.add_argument(
+        "--lora-targets",
+        metavar="LAYERS",
+        help="names of the layers that get one, such as q_proj,v_proj; unset: every linear layer but the head",
+    )
+    adapter.add_argument(
+        "--merge",
+        action="store_true",
+        help="leave the whole model with the adapter merged in, as --model and the flows read it, and the adapter beside it",
+    )
     where = line.add_argument_group("where and when")
     where.add_argument("--out", metavar="FOLDER", help="run folder; unset: runs/<version>-<loss>-<n>")
     where.add_argument("--fresh", action="store_true", help="start another run even if an equal one is unfinished")
@@ -72,7 +117,7 @@ def parser() -> argparse.ArgumentParser:
         "--eval-every",
         type=int,
         metavar="STEPS",
-        help="held-out evaluation; unset: three times a run, beside the one before it",
+        help="held-out evaluation; unset: three times a run, beside the one before it, and with --early-stop N 5 N times",
     )
     where.add_argument(
         "--save-every",
@@ -95,16 +140,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     values = {name: value for name, value in vars(given).items() if name != "list"}
     _quiet()
     try:
-        result = train(Options(**{**values, "set": tuple(given.set)}))
+        with faults_in_words():
+            result = train(Options(**{**values, "set": tuple(given.set)}))
+    except Elsewhere:
+        return 0  # the process that says why ends with the code; torchrun would cut it short if another were first
     except UserError as problem:
         print(problem, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nstopped at once; the same command goes on from the last checkpoint, if there is one", file=sys.stderr)
+        if speaks():
+            print(
+                "\nstopped at once; the same command goes on from the last checkpoint, if there is one", file=sys.stderr
+            )
         return 130
     if not result.finished:
         return 130
-    print(summary(result))
+    if speaks():
+        print(summary(result))
     return 0
 
 
@@ -130,7 +182,8 @@ def listing() -> str:
 
 def summary(result: RunResult) -> str:
     """The closing lines."""
-    lines = [f"done: {result.steps} steps, train loss {result.train.get('loss', math.nan):.4f}"]
+    kept = f", those of step {result.best_step} kept" if result.best_step not in (None, result.steps) else ""
+    lines = [f"done: {result.steps} steps{kept}, train loss {result.train.get('loss', math.nan):.4f}"]
     names = {
         "loss": "held-out loss",
         "logps/accuracies": "held-out pairs with chosen likelier per token",

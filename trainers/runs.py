@@ -7,14 +7,15 @@ processes from training one run; it is the system's, so a killed process leaves 
 import fcntl
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from prefdata.errors import UserError
+from trainers import checkpoints
 
 RUNS = "runs"
 RUN = "run.json"
@@ -22,63 +23,56 @@ LOCK = "lock"
 SPOOL = ".rows-"  # a file that lives while the rows are read
 FORMAT = "prefdata-run/1"
 
-_CHECKPOINT = re.compile(r"checkpoint-([0-9]+)")
+_STAGED = f".{RUN}.tmp"
 
 
 @dataclass
 class Run:
-    """A run folder that this process holds."""
+    """A run folder that this process holds, or follows the holder into."""
 
     folder: Path
     config: Mapping[str, Any]
     continues: bool  # it was begun before
-    lock: IO[str]
+    lock: IO[str] | None  # None: the first of the run's processes holds it
 
     def write(self, status: str, **facts: Any) -> None:
         """Replace run.json whole."""
         content = {"format": FORMAT, "status": status, "config": self.config, **facts}
-        staged = self.folder / f".{RUN}.tmp"
+        staged = self.folder / _STAGED
         staged.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         os.replace(staged, self.folder / RUN)
 
-    def last_checkpoint(self) -> Path | None:
-        """The newest whole checkpoint. One that a kill cut short has no readable trainer state, which is written last; it is removed."""
-        for step, checkpoint in sorted(_checkpoints(self.folder), reverse=True):
-            if _state_step(checkpoint) == step:
-                return checkpoint
-            shutil.rmtree(checkpoint)
-        return None
-
-    def clear_checkpoints(self) -> None:
-        """They serve to go on with an unfinished run; a finished one has its model in the folder itself."""
-        for _, checkpoint in _checkpoints(self.folder):
-            shutil.rmtree(checkpoint)
-
     def discard_if_new(self) -> None:
         """Nothing was trained: a folder made for this leaves no trace."""
-        if not self.continues:
+        if self.lock is not None and not self.continues:
             shutil.rmtree(self.folder)
 
     def release(self) -> None:
         """Let another process have the folder."""
-        self.lock.close()
+        if self.lock is not None:
+            self.lock.close()
 
 
 def claim(config: Mapping[str, Any], *, out: str | None, fresh: bool, runs: str | Path = RUNS) -> tuple[Run, str]:
     """The folder of this run, and a sentence on how it was found."""
     if out is not None:
         return _claim_named(Path(out), config, fresh)
-    finished: Path | None = None
+    done: Path | None = None
+    otherwise = ""
     if not fresh:
         for folder in _numbered(Path(runs), config):
             known = read(folder)
-            if known is None or known["config"] != config:
+            if known is None:
                 continue
-            if known["status"] != "finished":
+            if known["config"] != config:
+                otherwise = otherwise or _in_other_processes(folder, known, config)
+                continue
+            if not finished(folder, config):
                 return _take(folder, config, continues=True), _going_on(folder)
-            finished = folder
+            done = folder
     folder = _next(Path(runs), config)
-    said = f"{finished} is an equal run and finished; this is another, {folder}" if finished else f"new run {folder}"
+    said = f"{done} is an equal run and finished; this is another, {folder}" if done else f"new run {folder}"
+    said += otherwise
     try:
         return _take(folder, config, continues=False), said
     except UserError:
@@ -89,7 +83,10 @@ def claim(config: Mapping[str, Any], *, out: str | None, fresh: bool, runs: str 
 def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """run.json of a folder that holds this very run, finished; None otherwise."""
     known = read(folder)
-    return known if known and known["status"] == "finished" and known["config"] == config else None
+    if not known or known["status"] != "finished" or known["config"] != config:
+        return None
+    checkpoints.clear(folder)  # what a kill at its very end left
+    return known
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -104,7 +101,7 @@ def read(folder: Path) -> dict[str, Any] | None:
 def _claim_named(folder: Path, config: Mapping[str, Any], fresh: bool) -> tuple[Run, str]:
     known = read(folder)
     if known is None:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if folder.exists() and (not folder.is_dir() or _holds_something(folder)):
             raise UserError(f"--out {folder} exists and is no run: give a folder that is new or empty.")
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -117,9 +114,22 @@ def _claim_named(folder: Path, config: Mapping[str, Any], fresh: bool) -> tuple[
     return _take(folder, config, continues=True), _going_on(folder)
 
 
+def _holds_something(folder: Path) -> bool:
+    """Whether there is more than what a run killed at its very start leaves."""
+    return any(path.name not in (LOCK, _STAGED) for path in folder.iterdir())
+
+
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     names = [name for name in sorted({*old, *new}) if old.get(name) != new.get(name)]
     return ", ".join(f"{name}: {old.get(name)} then, {new.get(name)} now" for name in names[:3])
+
+
+def _in_other_processes(folder: Path, known: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """A remark on an unfinished run that differs in nothing but its number of processes; empty if it is none."""
+    processes = known["config"].get("processes")
+    if known["status"] == "finished" or known["config"] != {**config, "processes": processes}:
+        return ""
+    return f" ({folder} is this run in {processes} processes, unfinished; only as many can go on with it)"
 
 
 def _going_on(folder: Path) -> str:
@@ -165,6 +175,29 @@ def _lock(folder: Path) -> IO[str]:
     return handle
 
 
+@contextmanager
+def saving(folder: Path) -> Iterator[None]:
+    """Weights or a checkpoint on their way into a folder. UserError where the disk does not take them."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as problem:
+        found = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
+        if isinstance(problem, RuntimeError) and not _of_torch_save(found):
+            raise
+        free = shutil.disk_usage(folder.parent).free
+        raise UserError(
+            f"cannot save the model in {folder}: {found} ({free:,} bytes are free there). Make room or mend the disk, then"
+            " give the same command again: it goes on from the last whole checkpoint."
+        ) from problem
+
+
+def _of_torch_save(message: str) -> bool:
+    """torch.save tells of a full disk by no other type and by no number."""
+    return any(name in message for name in ("inline_container", "PytorchStreamWriter", "iostream"))
+
+
 def _not_writable(folder: Path, problem: OSError) -> UserError:
     return UserError(
         f"cannot write in the run folder {folder}: {problem.strerror or problem}. Make it writable, or give another folder"
@@ -203,16 +236,3 @@ def _next(runs: Path, config: Mapping[str, Any]) -> Path:
                 return folder
     except OSError as problem:
         raise UserError(f"cannot make a run folder in {runs}: {problem.strerror or problem}.") from problem
-
-
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
-    return [
-        (int(match[1]), path) for path in folder.glob("checkpoint-*") if (match := _CHECKPOINT.fullmatch(path.name))
-    ]
-
-
-def _state_step(checkpoint: Path) -> int | None:
-    try:
-        return int(json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
-    except (FileNotFoundError, ValueError, KeyError):
-        return None

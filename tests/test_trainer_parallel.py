@@ -1,0 +1,228 @@
+"""One run in two processes over gloo: the weights of one process with twice the batch, one folder, one voice."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from prefdata.errors import UserError
+from tests.trainer_world import Started, Talk, World, arguments, make_world, rows_of, stop_after, weights
+from trainers import checkpoints, data, runs
+from trainers.options import Options
+from trainers.processes import joined
+from trainers.run import train
+
+PROJECT = Path(__file__).parents[1]
+RUN = "run"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def halved(options: Options) -> Options:
+    """For two processes, what one process with twice the batch does."""
+    return replace(options, batch_size=options.batch_size // 2)
+
+
+@pytest.fixture(scope="module")
+def two(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two processes that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("two")
+    started = Started(folder, halved(replace(world.options, out=RUN)), processes=2)
+    assert started.wait() == [0, 0], started.said()
+    assert started.said(1) == ""
+    return folder / RUN
+
+
+def assert_equal_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    """To 1e-6 of each weight's norm: what float32 keeps of sums in another order."""
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert float((value - other[name]).norm()) <= 1e-6 * float(value.norm()), name
+
+
+# -- who reads what ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("rows", [1, 5, 8, 69])
+def test_every_row_is_read_once_an_epoch_in_equally_many_micro_batches(rows: int, size: int) -> None:
+    lengths = np.random.default_rng(0).integers(1, 99, rows)
+    order = data.EpochOrder(lengths, seed=0, rows_per_step=2 * 2 * size)
+    shares = [data.MicroBatches(order, 2, rank=rank, size=size) for rank in range(size)]
+    read = [list(share) for share in shares]
+    assert {len(batches) for batches in read} == {len(shares[0])}
+    assert sorted(row for batches in read for batch in batches for row in batch) == list(range(rows))
+    assert max(len(batch) for batches in read for batch in batches) <= 2
+    steps = [sorted(row for batches in read for batch in batches[at : at + 2] for row in batch) for at in (0, 2)]
+    assert steps[0] == sorted(next(iter(order.steps())))  # micro-batches of a step hold the rows of that step
+
+
+def test_an_epoch_has_an_order_of_its_own_through_the_loader(world: World, tmp_path: Path) -> None:
+    rows = rows_of(world.version, "sft", tmp_path)
+    loader = data.Loader(rows, data.MicroBatches(data.EpochOrder(rows.lengths, 0, 8), 4))
+
+    def read(epoch: int) -> list[str]:
+        loader.set_epoch(epoch)
+        return [row_id for batch in loader for row_id in batch.row_ids]
+
+    assert read(0) != read(1)
+    assert sorted(read(0)) == sorted(read(1))
+
+
+# -- equal to one process ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_torchrun_gives_the_weights_of_one_process_with_twice_the_batch(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sft counts tokens, and 69 rows in steps of 8 leave a process without a row at the end of the epoch."""
+    monkeypatch.chdir(tmp_path)
+    options = replace(world.options, loss="sft", steps=10)
+    one = train(replace(options, out="one"), say=Talk())
+    line = [*arguments(halved(options))]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "trainers.run", *line],
+        env=os.environ | {"PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done: 10 steps") == 1
+    assert "in 2 processes" in done.stdout
+    assert [path.name for path in Path("runs").iterdir()] == ["v1-sft-1"]
+    assert_equal_weights(weights("one"), weights("runs/v1-sft-1"))
+    result = runs.read(Path("runs/v1-sft-1"))
+    assert result is not None
+    for part, expected in (("before", one.before), ("after", one.after), ("train", one.train)):
+        own = {name: value for name, value in result[part].items() if "runtime" not in name}
+        assert own == pytest.approx({name: expected[name] for name in own}, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_pair_loss_too(world: World, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_equal_weights(weights(train(world.options, say=Talk()).folder), weights(two))
+
+
+@pytest.mark.slow
+def test_an_adapter_in_micro_batches_with_recomputed_activations_too(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = replace(
+        world.options, lora_rank=4, merge=True, gradient_checkpointing=True, batch_size=2, accumulate=4, early_stop=9
+    )
+    one = train(replace(options, out="one"), say=Talk())
+    started = Started(tmp_path, halved(replace(options, out=RUN)), processes=2)
+    assert started.wait() == [0, 0], started.said()
+    assert_equal_weights(weights("one"), weights(RUN))
+    result = runs.read(Path(RUN))
+    assert result is not None
+    assert result["best_step"] == one.best_step
+
+
+# -- going on ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_two_killed_processes_go_on_and_end_in_the_same_weights(world: World, two: Path, tmp_path: Path) -> None:
+    options = halved(replace(world.options, out=RUN))
+    started = Started(tmp_path, options, processes=2)
+    while started.running and not checkpoints.path(tmp_path / RUN, 4).exists():
+        time.sleep(0.001)
+    assert started.kill()
+    again = Started(tmp_path, options, processes=2)
+    assert again.wait() == [0, 0], again.said()
+    assert "going on with the unfinished run" in again.said()
+    assert "from checkpoint-" in again.said()
+    assert (tmp_path / RUN / "model.safetensors").read_bytes() == (two / "model.safetensors").read_bytes()
+
+
+def test_a_run_of_another_number_of_processes_is_another_run(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    stopped = train(world.options, say=stop_after(1))
+    content = (stopped.folder / "run.json").read_text()
+    (stopped.folder / "run.json").write_text(content.replace('"processes": 1', '"processes": 2'))
+    with pytest.raises(UserError, match="processes: 2 then, 1 now"):
+        train(replace(world.options, out=str(stopped.folder)), say=Talk())
+    talk = Talk()
+    assert train(replace(world.options, steps=12), say=talk).folder != stopped.folder
+    assert "runs/v1-dpo-1 is this run in 2 processes, unfinished" in talk.text
+
+
+# -- one voice -----------------------------------------------------------------------------------------------------
+
+
+def fails_in_the_second() -> None:
+    """What only the second process meets."""
+    from prefdata import models
+
+    def gone(*_: object, **__: object) -> None:
+        raise UserError("the model is gone from here.")
+
+    if os.environ["RANK"] == "1":
+        models.load_model = gone  # type: ignore[assignment]
+
+
+def not_finite_in_the_second() -> None:
+    """A row of the second process whose loss is not finite."""
+    from prefdata import logprobs
+
+    true_forward = logprobs.forward
+
+    def forward(model: torch.nn.Module, trees: object, **asked: object) -> logprobs.Scores:
+        scores = true_forward(model, trees, **asked)  # type: ignore[arg-type]
+        if not model.training:
+            return scores
+        return replace(scores, logps=(scores.logps[0] * float("nan"), *scores.logps[1:]))
+
+    if os.environ["RANK"] == "1":
+        logprobs.forward = forward
+
+
+@pytest.mark.parametrize(
+    ("before", "said", "left"),
+    [
+        (fails_in_the_second, "the model is gone from here.", False),
+        (not_finite_in_the_second, "the loss is not finite at step 1, from row ", True),
+    ],
+)
+def test_an_error_of_one_process_ends_all_with_one_message(
+    world: World, tmp_path: Path, before: Callable[[], None], said: str, left: bool
+) -> None:
+    started = Started(tmp_path, halved(replace(world.options, out=RUN)), processes=2, before=before)
+    codes = started.wait()
+    lines = [line for rank in (0, 1) for line in started.said(rank).splitlines()]
+    assert sorted(codes, key=str) == [0, 2]
+    assert len([line for line in lines if said in line]) == 1
+    assert "Traceback" not in "".join(lines)
+    assert (tmp_path / RUN).exists() == left
+
+
+def test_what_both_processes_find_wrong_is_said_once(world: World, tmp_path: Path) -> None:
+    started = Started(tmp_path, replace(world.options, steps=-1), processes=2)
+    assert started.wait() == [2, 0]
+    assert started.said(0) == "--steps is -1; it must be above 0.\n"
+    assert started.said(1) == ""
+
+
+def test_several_processes_without_torchrun_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(UserError, match="start several processes with torchrun"), joined():
+        pass
