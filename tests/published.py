@@ -76,8 +76,9 @@ def completion(ids: list[int], *, prompt: str = "p", **columns: Any) -> dict[str
     return row | columns
 
 
-def rows_table(kind: str, rows: list[dict[str, Any]], *, reference: bool = True) -> pa.Table:
-    extras = [logical.REFERENCE[kind]] if reference else []
+def rows_table(kind: str, rows: list[dict[str, Any]], *, reference: bool = True, segments: bool = False) -> pa.Table:
+    extras = [logical.SEGMENT[kind]] if segments else []
+    extras += [logical.REFERENCE[kind]] if reference else []
     return pa.Table.from_pylist(rows, schema=logical.schema_of(kind, *extras))
 
 
@@ -89,18 +90,19 @@ def publish(
     test: list[dict[str, Any]] | None = None,
     set_aside: int = 1,
     reference: bool = True,
+    segments: bool = False,
     **fields: Any,
 ) -> versions.Version:
     """The next version below a root."""
     given = {"train": [pair([1, 2], [1, 3])] if train is None and kind == "pairs" else train or [], "test": test or []}
-    schema = rows_table(kind, [], reference=reference).schema
+    schema = rows_table(kind, [], reference=reference, segments=segments).schema
     lines: list[dict[str, Any]] = [
         {"row_id": f"bad{number}", "status": SET_ASIDE, "stage": "gate", "reason": "chosen_empty"}
         for number in range(set_aside)
     ]
     with versions.Staging(str(root), schema, "key") as staging:
         for split, rows in given.items():
-            staging.add(split, rows_table(kind, rows, reference=reference))
+            staging.add(split, rows_table(kind, rows, reference=reference, segments=segments))
             lines += [
                 {"row_id": f"in-{row['row_id']}", "status": KEPT, "stage": "publish", "made": [row["row_id"]]}
                 for row in rows

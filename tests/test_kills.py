@@ -1,8 +1,11 @@
-"""SIGKILL at drawn moments of a build; the same command again; and the result of one clean run, bit for bit.
+"""SIGKILL at drawn moments of a build, Ctrl-C in each stage; the same command again; and the result of one clean run.
 
-`make torture` kills many more times: PREFDATA_KILLS says how often.
+A float32 build on the CPU ends bit for bit where a clean one does. Others (bfloat16, vLLM) promise the same rows, counts
+and cuts, and that no unit is half of one draw and half of another. `make torture` kills many more times:
+PREFDATA_KILLS says how often.
 """
 
+import json
 import os
 import random
 import signal
@@ -11,39 +14,49 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from prefdata import versions
 from prefdata.builds import ingest
 from prefdata.builds.job import run
+from prefdata.identity import tokens_id
 from prefdata.verify import verify
+from prefdata.work import Work
 from tests import tiny_world
 from tests.test_builds import write_pairs
 
 ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("PREFDATA_KILLS", "10"))
 THROUGH_PREFECT = min(2, KILLS)
+OF_OTHER_KINDS = max(1, KILLS // 10)
 UNIT_ROWS = 4
+STAGES = ("generate", "score", "stage", "publish")
+PATIENCE_S = 240  # vLLM alone takes a minute to start where others use the machine too
 BUILD = """
-import sys
+import json, sys
 from prefdata.builds.job import run
 from prefdata.builds.sapo_negatives import BuildSapoNegatives, Options
-print(run(BuildSapoNegatives(Options(source="v1", unit_rows=int(sys.argv[2])), sys.argv[1])).sentence())
+print(run(BuildSapoNegatives(Options(**json.loads(sys.argv[2])), sys.argv[1])).sentence())
 """
 
 
 class World:
     """A root with v1, and what one clean build makes of it elsewhere."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, **options: Any) -> None:
         self.folder = folder
-        self.model = tiny_world.save_model(folder / "model", positions=96)
+        self.options = {"source": "v1", "unit_rows": UNIT_ROWS, **options}
+        self.model = tiny_world.save_model(folder / "model", positions=96, head_size=32)  # vLLM has no smaller heads
         self.source = write_pairs(folder / "pairs.jsonl", 90)
         self.clean = self.start(folder / "clean")
         built = self.build(self.clean)
-        assert built.wait(120) == 0
+        said, _ = built.communicate(timeout=PATIENCE_S)
+        assert built.returncode == 0, said
         self.units = len(finished(self.clean))
         self.killed: list[bool] = []
 
@@ -56,12 +69,27 @@ class World:
 
     def build(self, root: Path) -> "subprocess.Popen[str]":
         """The build, in a process of its own."""
-        command = [sys.executable, "-c", BUILD, str(root), str(UNIT_ROWS)]
-        return self._run(command)
+        return self._run([sys.executable, "-c", BUILD, str(root), json.dumps(self.options)])
 
     def build_through_prefect(self, root: Path) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "flows.build_sapo_negatives", "v1", "--root", str(root)]
-        return self._run([*command, "--unit-rows", str(UNIT_ROWS)])
+        """The same as a flow."""
+        given = [f"--{name.replace('_', '-')}={value}" for name, value in self.options.items() if name != "source"]
+        return self._run([sys.executable, "-m", "flows.build_sapo_negatives", "v1", "--root", str(root), *given])
+
+    def resumed(self, root: Path) -> versions.Version:
+        """What the same build makes of a root that another was stopped in; what that one had finished stays as it is."""
+        before = finished(root)
+        for version in versions.every(str(root)):  # what is visible is whole
+            assert verify(version) == []
+        second = self.build(root)
+        said, _ = second.communicate(timeout=PATIENCE_S)
+        assert second.returncode == 0, said
+        after = finished(root)
+        assert {unit: after[unit] for unit in before} == before  # a finished unit is never written again
+        assert len(after) == self.units
+        (made,) = (version for version in versions.every(str(root)) if version.manifest["build"] != "ingest")
+        assert verify(made) == []
+        return made
 
     def _run(self, command: list[str]) -> "subprocess.Popen[str]":
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
@@ -82,15 +110,29 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(tmp_path_factory.mktemp("kills"))
 
 
+@pytest.fixture(scope="module")
+def world_in_bf16(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("bf16"), dtype="bfloat16")
+
+
+@pytest.fixture(scope="module")
+def world_with_vllm(tmp_path_factory: pytest.TempPathFactory) -> World:
+    if find_spec("vllm") is None:
+        message = "vLLM is not installed: make env-vllm"
+        if "vllm" in os.environ.get("PREFDATA_REQUIRE", "").split(","):
+            pytest.fail(message)
+        pytest.skip(message)
+    return World(tmp_path_factory.mktemp("vllm"), engine="vllm")
+
+
 def finished(root: Path) -> dict[Path, int]:
     """The finished units, and when each was written."""
     found = (root / ".work" / "units").glob("??/*")
     return {unit: unit.stat().st_mtime_ns for unit in found if not unit.name.startswith(".")}
 
 
-def moment(world: World, root: Path, rng: random.Random) -> Callable[[], bool]:
-    """When to kill: at a number of finished units, or at some point of staging and publishing."""
-    where = rng.choice(("generate", "score", "stage", "publish"))
+def moment(world: World, root: Path, rng: random.Random, where: str) -> Callable[[], bool]:
+    """When to stop: at a number of finished units, or at some point of staging and publishing."""
     if where == "stage":
         return (root / "v2" / "claim").exists
     if where == "publish":
@@ -100,46 +142,125 @@ def moment(world: World, root: Path, rng: random.Random) -> Callable[[], bool]:
     return lambda: len(finished(root)) >= wanted
 
 
-def kill(process: "subprocess.Popen[str]", now: Callable[[], bool], delay_s: float) -> None:
-    """SIGKILL the process and all it started, as soon as it is time, or let it end if it is faster."""
+def stop(process: "subprocess.Popen[str]", how: signal.Signals, now: Callable[[], bool], delay_s: float) -> str:
+    """Signal the process and its group as soon as it is time, or let it end if it is faster. What it has said.
+
+    Nothing that it has started outlives it, in that group or not.
+    """
     while process.poll() is None and not now():
         time.sleep(0.002)
     time.sleep(delay_s)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+    started: list[psutil.Process] = []
+    with suppress(ProcessLookupError, psutil.NoSuchProcess):
+        started = psutil.Process(process.pid).children(recursive=True)
+        os.killpg(process.pid, how)
+    said, _ = process.communicate(timeout=PATIENCE_S)
+    _, left = psutil.wait_procs(started, timeout=30)
+    assert not [one for one in left if one.status() != psutil.STATUS_ZOMBIE]
+    return said
+
+
+def killed_and_resumed(world: World, root: Path, number: int, *, through_prefect: bool = False) -> versions.Version:
+    """What comes of a build that is killed at a moment that `number` draws, and started again."""
+    rng = random.Random(number)
+    world.start(root)
+    first = (world.build_through_prefect if through_prefect else world.build)(root)
+    stop(first, signal.SIGKILL, moment(world, root, rng, rng.choice(STAGES)), rng.uniform(0, 0.03))
+    world.killed.append(first.returncode == -signal.SIGKILL)
+    return world.resumed(root)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_killed_build_loses_and_doubles_nothing(world: World, tmp_path: Path, number: int) -> None:
-    rng = random.Random(number)
-    root = world.start(tmp_path / "data")
-    through_prefect = number < THROUGH_PREFECT
-    first = (world.build_through_prefect if through_prefect else world.build)(root)
-    kill(first, moment(world, root, rng), rng.uniform(0, 0.03))
-    world.killed.append(first.returncode == -signal.SIGKILL)
-    before = finished(root)
-    for version in versions.every(str(root)):  # what is visible is whole
-        assert verify(version) == []
+    made = killed_and_resumed(world, tmp_path / "data", number, through_prefect=number < THROUGH_PREFECT)
+    assert_same_bits(made, versions.find("v2", root=str(world.clean)))
 
-    second = world.build(root)
-    said, _ = second.communicate(timeout=120)
-    assert second.returncode == 0, said
 
-    after = finished(root)
-    assert {unit: after[unit] for unit in before} == before  # a finished unit is never written again
-    assert len(after) == world.units
-    clean = versions.find("v2", root=str(world.clean))
-    (made,) = (version for version in versions.every(str(root)) if version.manifest["build"] != "ingest")
-    assert verify(made) == []
-    assert made.logical_hash == clean.logical_hash
-    assert made.manifest["counts"] == clean.manifest["counts"]
-    assert [made.table(split) for split in made.splits] == [clean.table(split) for split in clean.splits]
-    assert made.ledger() == clean.ledger()
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(OF_OTHER_KINDS))
+def test_a_killed_build_in_bf16_makes_the_same_rows(world_in_bf16: World, tmp_path: Path, number: int) -> None:
+    made = killed_and_resumed(world_in_bf16, tmp_path / "data", number)
+    assert made.manifest["generator"]["batch_invariant"] is False
+    assert_same_rows(made, versions.find("v2", root=str(world_in_bf16.clean)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(OF_OTHER_KINDS))
+def test_a_killed_build_with_vllm_makes_the_same_rows(world_with_vllm: World, tmp_path: Path, number: int) -> None:
+    made = killed_and_resumed(world_with_vllm, tmp_path / "data", number)
+    assert made.manifest["generator"]["batch_invariant"] is False
+    assert_same_rows(made, versions.find("v2", root=str(world_with_vllm.clean)))
 
 
 @pytest.mark.slow
 def test_the_kills_came_before_the_ends(world: World) -> None:
     """Or the tests above would say nothing; one that comes too late now and then is part of drawing the moment."""
     assert sum(world.killed) >= 0.7 * len(world.killed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["generate", "score", "stage"])
+def test_ctrl_c_says_how_to_go_on(world: World, tmp_path: Path, stage: str) -> None:
+    root = world.start(tmp_path / "data")
+    made = interrupted_and_resumed(world, root, stage)
+    assert_same_bits(made, versions.find("v2", root=str(world.clean)))
+
+
+@pytest.mark.slow
+def test_ctrl_c_with_vllm_says_how_to_go_on(world_with_vllm: World, tmp_path: Path) -> None:
+    root = world_with_vllm.start(tmp_path / "data")
+    made = interrupted_and_resumed(world_with_vllm, root, "generate")
+    assert_same_rows(made, versions.find("v2", root=str(world_with_vllm.clean)))
+
+
+def interrupted_and_resumed(world: World, root: Path, stage: str) -> versions.Version:
+    """What comes of a flow that is interrupted in a stage as a terminal does it, and started again."""
+    flow = world.build_through_prefect(root)
+    began = time.monotonic()
+    said = stop(flow, signal.SIGINT, moment(world, root, random.Random(0), stage), 0.0)
+    assert flow.returncode == 130, said
+    (last,) = [line for line in said.splitlines() if line.startswith("Interrupted.")]
+    assert f"the same command goes on: python -m flows.build_sapo_negatives v1 --root {root}" in last
+    assert "Traceback" not in said
+    assert time.monotonic() - began < PATIENCE_S
+    return world.resumed(root)
+
+
+def assert_same_bits(made: versions.Version, clean: versions.Version) -> None:
+    """Every row, in its place, with every number."""
+    assert made.logical_hash == clean.logical_hash
+    assert made.manifest["counts"] == clean.manifest["counts"]
+    assert [made.table(split) for split in made.splits] == [clean.table(split) for split in clean.splits]
+    assert made.ledger() == clean.ledger()
+
+
+def assert_same_rows(made: versions.Version, clean: versions.Version) -> None:
+    """Negatives of the same answers, cut in the same places; each is what its own finished unit drew."""
+    assert made.manifest["counts"] == clean.manifest["counts"]
+    assert cuts(made) == cuts(clean)
+    drawn: dict[str, list[int]] = {}
+    work = Work(made.root)
+    for key in work.keys():  # noqa: SIM118  not a dict
+        tables = work.load(key)
+        assert tables is not None
+        for draw in tables["draws"].to_pylist() if "draws" in tables else []:
+            assert draw["answer_id"] not in drawn
+            drawn[draw["answer_id"]] = draw["ids"]
+    rows = all_rows(made)
+    assert rows
+    assert all(row["rejected_ids"] == drawn[tokens_id(row["prompt_ids"], row["chosen_ids"])] for row in rows)
+
+
+def cuts(version: versions.Version) -> dict[tuple[str, int], tuple[int, int]]:
+    """Where the segment of every negative begins, and where that which it stands for ends."""
+    rows = all_rows(version)
+    found = {
+        (row["parent_row_id"], row["sample_index"]): (row["segment_start"], row["segment_source_end"]) for row in rows
+    }
+    assert len(found) == len(rows)
+    return found
+
+
+def all_rows(version: versions.Version) -> list[dict[str, Any]]:
+    return [row for split in version.splits for row in version.table(split).to_pylist()]
