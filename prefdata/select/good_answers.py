@@ -17,21 +17,21 @@ class GoodAnswers:
     by_score    whether only the best scored answers of a prompt are good; of pairs, the preference says which side is
 
     Of rows with one prompt and good answer the least row_id stands for all, so the order of rows decides nothing. It
-    keeps some 200 bytes for each answer.
+    keeps some 300 bytes for each answer.
     """
 
     def __init__(self, tables: Callable[[], Iterator[pa.Table]], *, by_score: bool) -> None:
-        self._best: dict[bytes, float] = {}
-        self._first: dict[bytes, bytes] = {}
+        self._best: dict[str, float] = {}
+        self._first: dict[str, str] = {}
         if by_score:
             for row in _rows(tables):
                 if row["score"] is not None:
-                    prompt = bytes.fromhex(row["prompt_id"])
-                    self._best[prompt] = max(row["score"], self._best.get(prompt, row["score"]))
+                    best = self._best.get(row["prompt_id"], row["score"])
+                    self._best[row["prompt_id"]] = max(row["score"], best)
         for row in _rows(tables):
             if self._not_good(row) is None:
-                answer, name = bytes.fromhex(row["answer_id"]), row["row_id"].encode()
-                self._first[answer] = min(name, self._first.get(answer, name))
+                first = self._first.get(row["answer_id"], row["row_id"])
+                self._first[row["answer_id"]] = min(row["row_id"], first)
 
     def refused(self, table: pa.Table) -> dict[str, SetAside]:
         """The rows that stand for no good answer, and why."""
@@ -46,13 +46,13 @@ class GoodAnswers:
         preference, score = row["preference"], row["score"]
         if preference is not None and preference < 0.5:
             return SetAside("chosen_not_preferred", f"chosen is better with probability {preference}")
-        best = self._best.get(bytes.fromhex(row["prompt_id"]))
+        best = self._best.get(row["prompt_id"])
         if best is not None and score is not None and score < best:
             return SetAside("lower_score", f"the score is {score:g}, and the best {best:g}")
         return None
 
     def _not_first(self, row: dict[str, Any]) -> SetAside | None:
-        first = self._first[bytes.fromhex(row["answer_id"])].decode()
+        first = self._first[row["answer_id"]]
         if first == row["row_id"]:
             return None
         return SetAside("duplicate_answer", f"row {first} has the same prompt and good answer")
