@@ -60,8 +60,12 @@ class Deployable:
         """Run the flow here and return the version's name. UserError if its input is refused, before Prefect starts
         where that can be seen."""
         filled = {knob.name: default_of(knob) for knob in fields(self.options)} | {"root": None} | given
-        _READY[_name(filled)] = self._job(filled)
-        state = cast(State[str], self.flow()(**filled, return_state=True))
+        key = _name(filled)
+        _READY[key] = self._job(filled)
+        try:
+            state = cast(State[str], self.flow()(**filled, return_state=True))
+        finally:
+            _READY.pop(key, None)  # Prefect may have failed before the flow took it
         if state.name == REFUSED:
             raise UserError(state.message or "the input was refused")
         return state.result()
@@ -85,18 +89,23 @@ class Deployable:
     def main(self, argv: Sequence[str] | None = None) -> int:
         """Run from a command line. 0; 2 for bad input, with a sentence on stderr; 130 for Ctrl-C."""
         given = vars(self.parser().parse_args(argv))
-        try:
-            with noticed() as interrupted, server_spared(), faults_in_words():
-                name = self.run(**given)
-        except UserError as problem:
-            print(f"{self.name}: {problem}", file=sys.stderr)
-            return 2
-        except BaseException as problem:
-            if not (interrupted.is_set() or isinstance(problem, KeyboardInterrupt)):
-                raise
-            again = shlex.join(["python", "-m", self.module, *(sys.argv[1:] if argv is None else argv)])
-            print(f"\nInterrupted. What is finished is kept, and the same command goes on: {again}", file=sys.stderr)
-            return 130
+        with noticed() as interrupted:
+            try:
+                with server_spared(), faults_in_words():
+                    name = self.run(**given)
+            except BaseException as problem:
+                # first: what hides an interrupt may come out as anything, as bad input too
+                if interrupted.is_set() or isinstance(problem, KeyboardInterrupt):
+                    again = shlex.join(["python", "-m", self.module, *(sys.argv[1:] if argv is None else argv)])
+                    print(
+                        f"\nInterrupted. What is finished is kept, and the same command goes on: {again}",
+                        file=sys.stderr,
+                    )
+                    return 130
+                if not isinstance(problem, UserError):
+                    raise
+                print(f"{self.name}: {problem}", file=sys.stderr)
+                return 2
         print(f"{name} is ready. Look at it with:  prefdata show {name}")
         return 0
 

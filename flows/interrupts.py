@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import get_current_settings
 
 
 @contextmanager
@@ -39,9 +39,14 @@ def server_spared() -> Iterator[None]:
     A terminal sends it to every process of the command, and without its server a flow tries for minutes to report that
     it was interrupted. A process inherits which signals are blocked; the server ends with the flow, by another one.
     """
+    if get_current_settings().api.url:  # a server is there, and importing the other takes seconds
+        yield
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+
     start = SubprocessASGIServer._run_uvicorn_command
 
-    def deaf(server: SubprocessASGIServer) -> "subprocess.Popen[Any]":
+    def deaf(server: "SubprocessASGIServer") -> "subprocess.Popen[Any]":
         before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         try:
             return start(server)

@@ -161,7 +161,8 @@ def _leave_report(name: str, version: Version) -> None:
         made = report.report_version(version)
         where = Path(report.write(made)).absolute()
     except Exception as problem:
-        logger.warning("%s is published, but its report could not be written: %s", version.name, problem)
+        ours = not isinstance(problem, UserError | OSError)  # a bug needs its traceback
+        logger.warning("%s is published, but its report could not be written: %s", version.name, problem, exc_info=ours)
         return
     logger.info("report: %s", where)
     create_link_artifact(

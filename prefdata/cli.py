@@ -408,7 +408,7 @@ def _printable(line: str) -> str:
         type=hours,
         default=24.0,
         metavar="HOURS",
-        help="leave what was touched within these hours (default: 24)",
+        help="leave what was touched within these hours (default: 24); with few, let no build run meanwhile",
     ),
     argument("--work", action="store_true", help="also remove finished work units, which later builds then recompute"),
 )

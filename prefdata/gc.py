@@ -4,6 +4,9 @@ Only what prefdata itself writes is removed, by name; a folder with a manifest, 
 that of the newest trace, so whoever still writes is left alone, and so is anything dated a little in the future. What
 is dated weeks ahead was written under a clock that was wrong: its date tells nothing, and it stays unless the process
 that claimed it is known to have ended; it is named each time.
+
+A builder that was silent for long may only seem dead. Its claim is set aside before its files go, and a publisher looks
+at claim and files once more after its manifest is written: whichever of the two comes second sees the other and gives way.
 """
 
 import json
@@ -12,19 +15,19 @@ import os
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
 from typing import Any
 
 from prefdata import work
 from prefdata.errors import UserError
-from prefdata.storage import Storage
+from prefdata.storage import LOCK, TEMPORARY, Entry, Storage
 from prefdata.versions import CLAIM, MANIFEST, numbers
 
-_TEMPORARY = ".tmp-"
-_STAGED = re.compile(r"claim|README\.md|(train|test|ledger)/part-\d{5,}\.parquet|stats/\w+\.parquet")
+_COLLECTED = "claim-collected"  # a claim that was set aside
+_STAGED = re.compile(r"claim|claim-collected|README\.md|(train|test|ledger)/part-\d{5,}\.parquet|stats/\w+\.parquet")
 _AHEAD_S = 7 * 24 * 3600.0  # further ahead than clocks that are right about the day
-_UNIT = re.compile(r"units/[0-9a-f]{2}/[0-9a-f]{64}")
+_TEMPORARY_S = 15 * 60.0  # nothing tells whose a temporary file is, so one that may still be written stays in any case
 
 
 @dataclass(frozen=True)
@@ -37,13 +40,22 @@ class File:
     regular: bool  # neither a link nor anything else that is not a plain file
 
     @property
+    def name(self) -> str:
+        return self.path.rsplit("/", 1)[-1]
+
+    @property
+    def lock(self) -> bool:
+        """A lock is never broken: its holder may only be slow."""
+        return self.name.startswith(LOCK)
+
+    @property
     def temporary(self) -> bool:
-        return self.regular and self.path.rsplit("/", 1)[-1].startswith(_TEMPORARY)
+        return self.regular and self.name.startswith(TEMPORARY)
 
 
 @dataclass(frozen=True)
 class Leftover:
-    """Files to be removed together, in this order."""
+    """Files to be removed together."""
 
     what: str
     files: tuple[File, ...]
@@ -78,21 +90,48 @@ def plan(storage: Storage, *, older_than_s: float, now: float, with_work: bool =
 
 
 def remove(storage: Storage, leftover: Leftover) -> int:
-    """Remove a leftover; the bytes that went. Stops where a manifest has appeared meanwhile."""
-    gone = 0
-    for file in leftover.files:
-        if leftover.folder and storage.exists(f"{leftover.folder}/{MANIFEST}"):
-            break
-        try:
-            storage.remove(file.path)
-        except FileNotFoundError:  # another gc was faster
-            continue
-        except OSError as problem:
-            raise UserError(f"cannot remove {storage.path(file.path)}: {problem.strerror or problem}") from problem
-        gone += file.bytes
-    if storage.local and leftover.folder:
-        _remove_empty(storage.path(leftover.folder))
-    return gone
+    """Remove a leftover, as far as it is still as it was planned; the bytes that went."""
+    try:
+        return _remove_claimed(storage, leftover, leftover.folder) if leftover.folder else _remove(storage, leftover)
+    except OSError as problem:
+        where = problem.filename or storage.path(leftover.folder or "")
+        raise UserError(f"cannot remove {where}: {problem.strerror or problem}") from problem
+
+
+def _remove(storage: Storage, leftover: Leftover) -> int:
+    folders = dict.fromkeys(file.path.rpartition("/")[0] for file in leftover.files)
+    there = {file for folder in folders for file in _listed(storage, folder)}
+    going = [file for file in leftover.files if file in there]
+    storage.remove_files(file.path for file in going)
+    return sum(file.bytes for file in going)
+
+
+def _remove_claimed(storage: Storage, leftover: Leftover, folder: str) -> int:
+    """Remove what was staged, and the claim at the end if it is to go; nothing where there is a sign of life by now."""
+    claim, collected = f"{folder}/{CLAIM}", f"{folder}/{_COLLECTED}"
+    there = set(_walk(storage, folder))
+    if any(file.path not in (claim, collected) for file in there.difference(leftover.files)):
+        return 0  # a manifest, or a file that was written since
+    with suppress(FileNotFoundError):  # set aside by a gc that was stopped, or is at it now
+        storage.rename(claim, collected)
+    if storage.exists(f"{folder}/{MANIFEST}"):
+        _rename_back(storage, collected, claim)
+        return 0
+    going = [file for file in leftover.files if file in there]
+    claims = [file for file in going if file.path in (claim, collected)]
+    storage.remove_files(file.path for file in going if file not in claims)
+    if claims:
+        storage.remove_files([collected])
+    else:
+        _rename_back(storage, collected, claim)
+    if storage.local:
+        _remove_empty(storage.path(folder))
+    return sum(file.bytes for file in going)
+
+
+def _rename_back(storage: Storage, collected: str, claim: str) -> None:
+    with suppress(FileNotFoundError):  # another gc was faster
+        storage.rename(collected, claim)
 
 
 def _claimed(storage: Storage, number: int, highest: bool, older_than_s: float, now: float, found: Plan) -> None:
@@ -107,11 +146,8 @@ def _claimed(storage: Storage, number: int, highest: bool, older_than_s: float, 
             found.kept.append(f"{folder}: {why}")
         _temporaries(files, older_than_s, now, found)
         return
-    claim = [file for file in files if file.path == f"{folder}/{CLAIM}"]
-    staged = [file for file in files if file not in claim]
-    # The highest claim stays, so that its number is not given to another; elsewhere it goes last, so that a gc that is
-    # stopped half-way can be run again.
-    going = staged if highest else [*staged, *claim]
+    # the highest claim stays, so that its number is not given to another
+    going = [file for file in files if not (highest and file.name in (CLAIM, _COLLECTED))]
     if going:
         found.leftovers.append(
             Leftover(f"{folder}: {'files of a ' if highest else ''}stale claim", tuple(going), folder)
@@ -121,15 +157,18 @@ def _claimed(storage: Storage, number: int, highest: bool, older_than_s: float, 
 def _alive_or_unknown(storage: Storage, folder: str, files: list[File], older_than_s: float, now: float) -> str | None:
     """None for a stale claim; else why the folder stays: a sentence, or nothing where there is nothing to tell."""
     names = {file.path.removeprefix(f"{folder}/"): file for file in files}
-    if CLAIM not in names:
+    claimed = next((name for name in (CLAIM, _COLLECTED) if name in names), None)
+    if claimed is None:
         return ""
-    claim = _read_claim(storage, f"{folder}/{CLAIM}")
+    claim = _read_claim(storage, f"{folder}/{claimed}")
     if claim is None:
         return "its claim can't be read"
     newest = max(claim["time"], *(file.modified for file in files))
     misdated = _AHEAD_S < newest - now < math.inf
     if not (misdated or _old(newest, older_than_s, now)):
         return ""
+    if locks := [file for file in files if file.lock]:
+        return _locked(locks[0])
     strange = [
         name for name, file in names.items() if not file.regular or not (_STAGED.fullmatch(name) or file.temporary)
     ]
@@ -174,7 +213,10 @@ def _old(modified: float, older_than_s: float, now: float) -> bool:
 
 def _temporaries(files: list[File], older_than_s: float, now: float, found: Plan) -> None:
     for file in files:
-        if file.temporary and _old(file.modified, older_than_s, now):
+        old = _old(file.modified, max(older_than_s, _TEMPORARY_S), now)
+        if file.lock and old:
+            found.kept.append(_locked(file))
+        elif file.temporary and old:
             found.leftovers.append(Leftover(f"{file.path}: temporary file", (file,)))
         elif file.temporary and _AHEAD_S < file.modified - now < math.inf:
             days = (file.modified - now) / 86400
@@ -183,67 +225,44 @@ def _temporaries(files: list[File], older_than_s: float, now: float, found: Plan
             )
 
 
+def _locked(lock: File) -> str:
+    return f"{lock.path}: it is a lock, perhaps left by a process that was killed; remove it once nothing writes there"
+
+
 def _is_unit(file: File) -> bool:
-    return file.regular and _UNIT.fullmatch(file.path.removeprefix(f"{work.FOLDER}/")) is not None
+    return file.regular and work.UNIT.fullmatch(file.path.removeprefix(f"{work.FOLDER}/")) is not None
 
 
 def _is_link(storage: Storage, name: str) -> bool:
     return storage.local and os.path.islink(storage.path(name))
 
 
-# -- listing: unlike Storage, with sizes, times and temporary files, and without following links ---------------------
+# -- listing: without following links ------------------------------------------------------------------------------
 
 
 def _listed(storage: Storage, folder: str) -> list[File]:
     """The files directly in a folder; nothing if it is absent or a link."""
-    return [_file(storage, entry, folder) for entry in _entries(storage, folder) if not _is_folder(entry)]
+    return [_file(storage, entry, folder) for entry in _entries(storage, folder) if entry.kind != "directory"]
 
 
 def _walk(storage: Storage, folder: str) -> Iterator[File]:
     for entry in _entries(storage, folder):
-        if _is_folder(entry):
-            yield from _walk(storage, f"{folder}/{_last(entry)}")
+        if entry.kind == "directory":
+            yield from _walk(storage, f"{folder}/{entry.name}")
         else:
             yield _file(storage, entry, folder)
 
 
-def _entries(storage: Storage, folder: str) -> list[dict[str, Any]]:
-    if folder and _is_link(storage, folder):
-        return []
-    storage.fs.invalidate_cache()
-    own = storage.path(folder)
-    try:
-        listed: list[dict[str, Any]] = storage.fs.ls(own, detail=True)
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except PermissionError as problem:
-        raise UserError(f"cannot list {own}: {problem.strerror or problem}") from problem
-    return sorted((entry for entry in listed if entry["name"].rstrip("/") != own.rstrip("/")), key=_last)
+def _entries(storage: Storage, folder: str) -> list[Entry]:
+    return [] if folder and _is_link(storage, folder) else storage.listed(folder)
 
 
-def _is_folder(entry: dict[str, Any]) -> bool:
-    return entry["type"] == "directory" and not entry.get("islink")
-
-
-def _file(storage: Storage, entry: dict[str, Any], folder: str) -> File:
-    path = f"{folder}/{_last(entry)}" if folder else _last(entry)
-    regular = entry["type"] == "file" and not entry.get("islink")
-    return File(path, entry.get("size") or 0, _modified(storage, entry) if regular else math.inf, regular)
-
-
-def _modified(storage: Storage, entry: dict[str, Any]) -> float:
-    """Each file system has its own name for it. One that does not tell has no old files."""
-    value = entry.get("mtime", entry.get("LastModified", entry.get("created")))
-    if not isinstance(value, int | float | datetime):
-        try:
-            value = storage.fs.modified(entry["name"])
-        except (NotImplementedError, FileNotFoundError):  # it keeps no times, or the file went meanwhile
-            return math.inf
-    return value.timestamp() if isinstance(value, datetime) else float(value)
-
-
-def _last(entry: dict[str, Any]) -> str:
-    return str(entry["name"]).rstrip("/").rsplit("/", 1)[-1]
+def _file(storage: Storage, entry: Entry, folder: str) -> File:
+    """Where a place does not tell when a file was written, it is not old."""
+    path = f"{folder}/{entry.name}" if folder else entry.name
+    regular = entry.kind == "file"
+    modified = entry.modified if entry.modified is not None or not regular else storage.modified(path)
+    return File(path, entry.bytes, modified if regular and modified is not None else math.inf, regular)
 
 
 def _remove_empty(folder: str) -> None:

@@ -9,6 +9,7 @@ from prefdata import versions
 from prefdata.errors import UserError
 from prefdata.storage import Storage
 from prefdata.versions import Version
+from schemas.manifest import Parent
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,25 @@ def ancestors(version: Version) -> Iterator[str]:
 
 def above(version: Version, names: "Tags") -> list[Node]:
     """What a version was made from: its parents, then the sources that none of them tells of."""
-    return [*_parents(version, names), *_sources(version)]
+    parents = [_opened(ref, version) for ref in version.parents]
+    nodes = [
+        _lost(ref, found) if isinstance(found, UserError) else _parent(ref, found, entry, version, names)
+        for ref, found, entry in zip(version.parents, parents, version.manifest["parents"], strict=True)
+    ]
+    return [*nodes, *_sources(version, [each for each in parents if isinstance(each, Version)])]
 
 
 def descendants(version: Version, given_root: str | None = None) -> Iterator[str]:
     """The version and what was made from it, among the versions below its own root and the one in use."""
     names = Tags()
     roots = dict.fromkeys([version.root, Storage(versions.root(given_root)).url])
-    known = [each for where in roots for each in versions.every(where)]
+    made: dict[str, list[Version]] = {}  # by the parent's URL
+    for each in (each for where in roots for each in versions.every(where)):
+        for url in dict.fromkeys(_parent_urls(each)):
+            made.setdefault(url, []).append(each)
 
     def made_from(parent: Version) -> list[Node]:
-        return [Node(names.label(each), each) for each in known if parent.url in _parent_urls(each)]
+        return [Node(names.label(each), each) for each in made.get(parent.url, ())]
 
     return _drawn(Node(names.label(version), version), made_from)
 
@@ -69,28 +78,26 @@ def _parent_urls(version: Version) -> list[str]:
     return [ref if "/" in ref else f"{version.root}/{ref}" for ref in version.parents]
 
 
-def _parents(version: Version, names: "Tags") -> list[Node]:
-    found = []
-    for ref, entry in zip(version.parents, version.manifest["parents"], strict=True):
-        try:
-            parent = versions.find(ref, root=version.root)
-        except UserError as problem:
-            found.append(Node(f"{ref}  cannot be opened: {str(problem).splitlines()[0]}", lost=True))
-            continue
-        changed = parent.logical_hash != entry["logical_hash"]
-        note = f"  (not the {ref} that {version.name} was made from: its logical hash differs)" if changed else ""
-        found.append(Node(names.label(parent) + note, parent))
-    return found
+def _opened(ref: str, child: Version) -> Version | UserError:
+    try:
+        return versions.find(ref, root=child.root)
+    except UserError as problem:
+        return problem
 
 
-def _sources(version: Version) -> list[Node]:
+def _lost(ref: str, problem: UserError) -> Node:
+    return Node(f"{ref}  cannot be opened: {str(problem).splitlines()[0]}", lost=True)
+
+
+def _parent(ref: str, parent: Version, entry: Parent, child: Version, names: "Tags") -> Node:
+    changed = parent.logical_hash != entry["logical_hash"]
+    note = f"  (not the {ref} that {child.name} was made from: its logical hash differs)" if changed else ""
+    return Node(names.label(parent) + note, parent)
+
+
+def _sources(version: Version, parents: Sequence[Version]) -> list[Node]:
     """The sources that no parent tells of: a version made from another repeats that one's."""
-    told = set()
-    for ref in version.parents:
-        try:
-            told |= {_key(source) for source in versions.find(ref, root=version.root).manifest["sources"]}
-        except UserError:  # a parent that can't be read tells of nothing, so its sources are shown here
-            continue
+    told = {_key(source) for parent in parents for source in parent.manifest["sources"]}
     return [Node(_source(source)) for source in version.manifest["sources"] if _key(source) not in told]
 
 

@@ -165,13 +165,7 @@ def _config_in(source: Source, name: str, trust_remote_code: bool) -> "Pretraine
     from transformers import AutoConfig
 
     if not (source.folder / "config.json").is_file():
-        adapter = (source.folder / "adapter_config.json").is_file()
-        found = (
-            "a LoRA adapter without its model: merge it first (trainers.run does with --merge)"
-            if adapter
-            else "not a model folder"
-        )
-        raise UserError(f"model {name}: {source.folder} has no config.json, so it is {found}.")
+        raise _no_config(source, name)
     with _in_words(name):
         return AutoConfig.from_pretrained(source.folder, trust_remote_code=trust_remote_code)  # type: ignore[no-any-return]
 
@@ -188,12 +182,26 @@ def _read_config(source: Source, name: str) -> dict[str, Any]:
     try:
         config = json.loads((source.folder / "config.json").read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"model {name}: {source.folder} has no config.json, so it is not a model folder.") from None
+        raise _no_config(source, name) from None
     except ValueError as error:
         raise UserError(f"model {name}: {source.folder / 'config.json'} is not JSON ({error}).") from None
     if not isinstance(config, dict):
         raise UserError(f"model {name}: {source.folder / 'config.json'} is not a JSON object.")
     return config
+
+
+def _no_config(source: Source, name: str) -> UserError:
+    adapter = source.folder / "adapter_config.json"
+    if not adapter.is_file():
+        return UserError(f"model {name}: {source.folder} has no config.json, so it is not a model folder.")
+    try:
+        base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        base = "a model that it does not name"
+    return UserError(
+        f"model {name}: {source.folder} holds a LoRA adapter of {base}, not a whole model: train it with --merge, or name"
+        " the merged model."
+    )
 
 
 def _config_digest(config: Mapping[str, Any]) -> str:

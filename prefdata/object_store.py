@@ -5,11 +5,12 @@ Written for what S3 and the servers that speak it answer through s3fs; other sto
 """
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from prefdata.errors import Unreachable, UserError
+from prefdata.errors import BUGS, Unreachable, UserError
 
 _LOOK = (
     "look at the bucket's name, the credentials and the endpoint, or choose another place with --root or PREFDATA_ROOT"
@@ -19,14 +20,15 @@ _TAKEN = frozenset({"PreconditionFailed", "412"})  # not every server names the 
 _CONFLICTS = frozenset({"ConditionalRequestConflict", "409"})
 _CONFLICT_TRIES = 8
 _FIRST_WAIT_S = 0.05  # twice as long after each conflict
+_REMOVERS = 16  # files removed at a time
 
 
 @contextmanager
 def in_words(act: str, where: str) -> Iterator[None]:
-    """Errors of a store as sentences; what says that a name is taken, absent or no folder passes as it is."""
+    """Errors of a store as sentences; a mistake in the code, and a name that is taken, absent or no folder, pass."""
     try:
         yield
-    except (UserError, FileExistsError, NotADirectoryError):
+    except (UserError, FileExistsError, NotADirectoryError, *BUGS):
         raise
     except FileNotFoundError as problem:
         if _code(problem) != "NoSuchBucket":
@@ -56,6 +58,20 @@ def create(fs: Any, path: str, data: bytes) -> bool:
         time.sleep(wait_s)
         wait_s *= 2
     raise TimeoutError(f"others kept writing it at the same time, {_CONFLICT_TRIES} times")
+
+
+def remove(fs: Any, paths: Iterable[str]) -> None:
+    """Remove files by their exact names, several at a time; absent ones are passed over.
+
+    `fs.rm` would take a name for a pattern, and s3fs keeps silent about what a removal in bulk was refused.
+    """
+
+    def one(path: str) -> None:
+        with suppress(FileNotFoundError):
+            fs.rm_file(path)
+
+    with ThreadPoolExecutor(_REMOVERS) as pool:
+        list(pool.map(one, paths))  # raises what one of them raised
 
 
 def _code(problem: BaseException) -> str:

@@ -4,6 +4,7 @@ A version is a folder `vN` below the root. Its number is claimed by an exclusive
 folder, and the manifest is written last: a folder without a manifest is no version, so readers see all of it or none.
 """
 
+import errno
 import json
 import logging
 import os
@@ -32,7 +33,11 @@ _READERS = 16  # manifests read at a time
 SPLITS = ("train", "test")
 
 _NUMBERED = re.compile(r"v([1-9][0-9]*)")
-_TAG = re.compile(r"[^\W_][\w.-]{0,99}")  # no separators, nothing hidden, nothing that reads like an option
+_TAG = re.compile(r"[^\W_][\w.-]*")  # no separators, nothing hidden, nothing that reads like an option
+_TAG_BYTES = 100
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file of Windows is called so
+# a folder in its place, no permission, a link to itself, a socket: what is wrong with a file, and not with its disk
+_OF_ONE_FILE = frozenset({errno.EISDIR, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENXIO})
 _log = logging.getLogger(__name__)
 
 
@@ -212,8 +217,12 @@ def _tags(where: str) -> dict[str, tuple[str, str | None]]:
     """Per tag the version it names, and that version's logical hash; None in a file written by hand."""
     storage = Storage(where).at("tags")
     found = {}
-    for name in storage.names():
-        named, _, logical_hash = storage.read(name).decode(errors="replace").strip().partition(" ")
+    for name in filter(_TAG.fullmatch, storage.names()):
+        try:
+            content = storage.read(name)
+        except FileNotFoundError:  # removed meanwhile
+            continue
+        named, _, logical_hash = content.decode(errors="replace").strip().partition(" ")
         found[name] = named, logical_hash or None
     return found
 
@@ -243,8 +252,10 @@ def untag(name: str, given_root: str | None = None) -> str:
 def _tag_problem(name: str) -> str | None:
     if re.fullmatch(r"v\d*|latest", name, re.IGNORECASE):
         return "it reads like a version (vN) or like latest"
-    if not _TAG.fullmatch(name):
-        return "use letters, digits, and . _ - after the first letter or digit, at most 100 characters"
+    if not _TAG.fullmatch(name) or len(name.encode()) > _TAG_BYTES:
+        return f"use letters, digits, and . _ - after the first letter or digit, at most {_TAG_BYTES} bytes in UTF-8"
+    if name.endswith(".") or _DEVICE.fullmatch(name):
+        return "not every machine can keep a file of that name"
     return None
 
 
@@ -258,9 +269,16 @@ def parent_entry(parent: Version, given_root: str | None = None) -> Parent:
 
 def _open(storage: Storage) -> Version | None:
     try:
-        manifest = json.loads(storage.read(MANIFEST))
+        data = storage.read(MANIFEST)
     except FileNotFoundError:
         return None
+    except (OSError, UserError) as problem:
+        found = problem.__cause__ if isinstance(problem, UserError) else problem
+        if not (storage.local and isinstance(found, OSError) and found.errno in _OF_ONE_FILE):
+            raise
+        raise DamagedVersion(f"{storage.url}/{MANIFEST} can't be read: {found.strerror}") from problem
+    try:
+        manifest = json.loads(data)
     except (ValueError, RecursionError) as problem:
         raise DamagedVersion(f"{storage.url}/{MANIFEST} can't be read as JSON: {problem}") from problem
     if wrong := manifests.problem(manifest):
@@ -344,9 +362,16 @@ class Staging:
     def __enter__(self) -> "Staging":
         return self
 
-    def __exit__(self, *problem: object) -> None:
-        if not (self.published or self._under_way):
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.published or self._under_way:
+            return
+        try:
             _discard(self.storage)
+        except Exception as problem:
+            if kind is None:
+                raise
+            # what stopped the build is what to tell of
+            _log.warning("what was staged of %s stays until `prefdata gc`: %s", self.name, problem)
 
     def add(self, split: str, rows: pa.Table) -> None:
         """Stage rows of a split, in order."""
@@ -398,10 +423,11 @@ class Staging:
 
     def publish(self, manifest: Manifest) -> Version:
         """Write the manifest: from here on the version exists."""
-        self._check_staged()
+        self._refuse_losses()
         data = manifests.as_bytes(manifest)
         if wrong := manifests.problem(json.loads(data)):
             raise ValueError(f"no reader would open this manifest: {wrong}")
+        self.storage.sync()  # a power cut must not leave the manifest without the files
         # a request to an object store may still be carried out after the one who made it was interrupted or gave up
         self._under_way = not self.storage.local
         created = self.storage.create(MANIFEST, data)
@@ -409,17 +435,25 @@ class Staging:
         # an object store whose answer was lost and that is asked again refuses what the first request wrote
         if not created and self.storage.read(MANIFEST) != data:
             raise UserError(f"{self.storage.url} was published by another process meanwhile; nothing was changed")
+        self._refuse_losses(take_back=True)
+        self.storage.sync()
         self.published = True
         return Version(self.storage, manifest)
 
-    def _check_staged(self) -> None:
-        """A publisher that was silent for long may have been taken for dead, and its files collected."""
+    def _refuse_losses(self, *, take_back: bool = False) -> None:
+        """A publisher that was silent for long may have been taken for dead, and its files collected.
+
+        Asked again once the manifest is written: `gc` sets the claim aside before it looks for a manifest.
+        """
         gone = {entry["path"] for entry in self.files} - set(self.storage.walk())
-        if gone:
-            raise UserError(
-                f"{self.name} lost {', '.join(sorted(gone)[:3])} while it was staged, perhaps to `prefdata gc`; nothing "
-                "was published, and the same command makes it again from the units that are done"
-            )
+        if not gone:
+            return
+        if take_back:
+            self.storage.remove(MANIFEST)
+        raise UserError(
+            f"{self.name} lost {', '.join(sorted(gone)[:3])} while it was staged, perhaps to `prefdata gc`; nothing "
+            "was published, and the same command makes it again from the units that are done"
+        )
 
     def _put(self, folder: str, table: pa.Table) -> None:
         pending = self._pending.setdefault(folder, [])

@@ -7,6 +7,7 @@ A unit that can't be read back whole counts as not done.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from prefdata.identity import digest
 from prefdata.storage import Storage
 
 FOLDER = ".work"
+UNIT = re.compile(r"units/([0-9a-f]{2})/(\1[0-9a-f]{62})")  # what a finished unit is called below the folder
 Tables = dict[str, pa.Table]
 
 
@@ -54,8 +56,11 @@ class Work:
         return tables
 
     def sound(self, key: str) -> bool:
-        """Whether the unit can be read back whole; unlike `load` this removes nothing."""
-        return _unpack(self._storage.read(_name(key))) is not None
+        """Whether the unit can be read back whole, or is gone by now; unlike `load` this removes nothing."""
+        try:
+            return _unpack(self._storage.read(_name(key))) is not None
+        except FileNotFoundError:
+            return True
 
     def path(self, key: str) -> str:
         """Where the unit stands, from the root on."""
@@ -69,11 +74,13 @@ class Work:
         """Keep a unit's result and return what is kept: an earlier result of the same key if there is one."""
         if self._storage.create(_name(key), _pack(tables)):
             return tables
-        return self.load(key) or self.store(key, tables)
+        earlier = self.load(key)
+        return self.store(key, tables) if earlier is None else earlier
 
     def keys(self) -> Iterator[str]:
-        """The keys of all finished units."""
-        return (name.rsplit("/", 1)[-1] for name in self._storage.walk("units"))
+        """The keys of all finished units; files of another name are none of them."""
+        found = (UNIT.fullmatch(f"units/{name}") for name in self._storage.walk("units"))
+        return (match[2] for match in found if match)
 
 
 def _name(key: str) -> str:

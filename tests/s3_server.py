@@ -1,7 +1,9 @@
 """A server that speaks S3 over HTTP: moto's, in threads of the test process, with what moto lacks.
 
-Conditional puts are atomic here (moto looks first and writes later, so of two that race both could win), requests are
-recorded, and answers can be replaced by errors that moto never gives.
+Conditional puts are atomic here by a lock around moto (which looks first and writes later, so of two that race both
+could win). So these tests show that each create asks for If-None-Match and what is made of the answers, the refused,
+conflicting and lost ones included; that of two callers one wins is a promise of the store, which nothing here shows.
+Requests are recorded, and answers can be replaced by errors that moto never gives.
 """
 
 import threading

@@ -100,7 +100,7 @@ def test_the_machine_is_named() -> None:
 
 @pytest.mark.slow
 def test_flow_overhead_runs() -> None:
-    command = [sys.executable, "-m", "benchmarks.flow_overhead", "--rows", "12", "--pairs", "1", "--unit-rows", "4"]
+    command = [sys.executable, "-m", "benchmarks.flow_overhead", "--rows", "3", "--pairs", "1", "--unit-rows", "2"]
     ended = subprocess.run(
         [*command, "--samples", str(samples_dir())],
         cwd=ROOT,

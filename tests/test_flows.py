@@ -1,26 +1,32 @@
 """Flows: one run on the ephemeral server, one through a real server, `flows.serve` and the bare deployment name."""
 
+import errno
 import inspect
-import os
-import socket
+import json
+import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+from prefect.states import Failed
 
+from flows import deployable
+from flows import running as running_flows
+from flows.deployable import Deployable
 from prefdata import versions
 from prefdata.builds import add_reference, ingest, sapo_negatives
+from prefdata.errors import UserError
 from prefdata.verify import verify
 from tests import tiny_world
+from tests.prefect_server import BIN, ROOT, Server, environment, running, wait_for
 from tests.test_builds import DIRTY, write_pairs
 
-ROOT = Path(__file__).parent.parent
-BIN = Path(sys.executable).parent
 MODULES = {
     "flows.ingest": ingest.Options,
     "flows.add_reference": add_reference.Options,
@@ -39,34 +45,24 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return tiny_world.save_model(tmp_path_factory.mktemp("model") / "m", positions=96)
 
 
-def environment(home: Path, **more: str) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return {**kept, "PREFECT_HOME": str(home), "OMP_NUM_THREADS": "1", **more}
-
-
-def flow(home: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+def flow(env: dict[str, str], *arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", *arguments],
-        cwd=ROOT,
-        env=environment(home),
-        capture_output=True,
-        text=True,
-        timeout=240,
+        [sys.executable, "-m", *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=240
     )
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_help_names_every_option(home: Path, module: str) -> None:
-    shown = flow(home, module, "--help")
-    assert shown.returncode == 0
+def test_help_names_every_option(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        import_module(module).deployable.main(["--help"])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
     for knob in fields(MODULES[module]):
-        assert knob.name == "source" or f"--{knob.name.replace('_', '-')}" in shown.stdout
+        assert knob.name == "source" or f"--{knob.name.replace('_', '-')}" in shown
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_flow_parameters_are_the_options(module: str) -> None:
-    from importlib import import_module
-
     name = module.removeprefix("flows.")
     parameters = inspect.signature(getattr(import_module(module), name).fn).parameters
     assert list(parameters) == [*(knob.name for knob in fields(MODULES[module])), "root"]
@@ -85,20 +81,22 @@ def test_every_deployment_is_served_and_in_prefect_yaml() -> None:
 
 
 @pytest.mark.slow
-def test_from_files_to_a_served_run_by_bare_name(home: Path, model: str, tmp_path: Path) -> None:
+def test_from_files_to_a_served_run_by_bare_name(
+    home: Path, model: str, tmp_path: Path, prefect_server: Server
+) -> None:
     """Ingest on the ephemeral server; then a real server, `flows.serve`, and `prefect deployment run` twice."""
     root = tmp_path / "data"
     source = write_pairs(tmp_path / "pairs.jsonl", 40, extra=DIRTY)
-    ended = flow(home, "flows.ingest", str(source), "--model", model, "--root", str(root))
+    ended = flow(environment(home), "flows.ingest", str(source), "--model", model, "--root", str(root))
     assert ended.returncode == 0, ended.stderr
     assert "v1 is ready" in ended.stdout
     assert (tmp_path / "reports" / "v1.html").exists()
-    with server(home) as url, serving(home, url, root):
+    with serving(prefect_server, root):
         for name in ("v2", "v3"):
             asked = subprocess.run(
                 [str(BIN / "prefect"), "deployment", "run", "build-sapo-negatives"],
                 cwd=ROOT,
-                env=environment(home, PREFECT_API_URL=url),
+                env=prefect_server.environment,
                 capture_output=True,
                 text=True,
                 timeout=120,
@@ -112,11 +110,10 @@ def test_from_files_to_a_served_run_by_bare_name(home: Path, model: str, tmp_pat
 
 
 @pytest.mark.slow
-def test_what_only_the_flow_finds_is_one_sentence_too(home: Path, model: str, tmp_path: Path) -> None:
+def test_what_only_the_flow_finds_is_one_sentence_too(model: str, tmp_path: Path, prefect_server: Server) -> None:
     (tmp_path / "pairs.jsonl").write_text('{"prompt": "w1", "chosen": "w2", "rejected": "w2"}\n')
-    ended = flow(
-        home, "flows.ingest", str(tmp_path / "pairs.jsonl"), "--model", model, "--root", str(tmp_path / "data")
-    )
+    arguments = ["flows.ingest", str(tmp_path / "pairs.jsonl"), "--model", model, "--root", str(tmp_path / "data")]
+    ended = flow(prefect_server.environment, *arguments)
     assert ended.returncode == 2
     assert "Traceback" not in ended.stderr + ended.stdout
     said = "ingest: nothing was published: all 1 rows were set aside (identical_sides 1)"
@@ -124,71 +121,97 @@ def test_what_only_the_flow_finds_is_one_sentence_too(home: Path, model: str, tm
     assert versions.every(str(tmp_path / "data")) == []
 
 
+REFUSED = [
+    (("flows.ingest", "nosuch.jsonl", "--model", "MODEL"), "nosuch.jsonl"),
+    (("flows.ingest", "PAIRS", "--model", "/no/such/model"), "/no/such/model"),
+    (("flows.ingest", "PAIRS", "--model", "MODEL", "--max-length", "500"), "500"),
+    (("flows.ingest", "PAIRS", "--model", "MODEL", "--format", "nosuch"), "nosuch"),
+    (("flows.build_sapo_negatives", "v99"), "v99"),
+    (("flows.add_reference",), "no version"),
+]
+ONE_BY_ONE = """
+import json, sys
+from importlib import import_module
+for module, *given in json.loads(sys.argv[1]):
+    status = import_module(module).deployable.main(given)
+    print(status, end="\\0", flush=True)
+    print(end="\\0", file=sys.stderr, flush=True)
+"""
+
+
+def test_bad_input_is_refused_before_prefect_starts(home: Path, model: str, tmp_path: Path) -> None:
+    """All in one process, which takes longer to start than to refuse."""
+    known = {"MODEL": model, "PAIRS": str(write_pairs(tmp_path / "pairs.jsonl", 3))}
+    given = [
+        [*(known.get(argument, argument) for argument in arguments), "--root", str(tmp_path / "data")]
+        for arguments, _ in REFUSED
+    ]
+    command = [sys.executable, "-c", ONE_BY_ONE, json.dumps(given)]
+    ended = subprocess.run(command, cwd=ROOT, env=environment(home), capture_output=True, text=True, timeout=240)
+    assert ended.stdout == "2\0" * len(REFUSED)
+    errors = ended.stderr.removesuffix("\0").split("\0")
+    for (arguments, said), error in zip(REFUSED, errors, strict=True):
+        assert said in error, arguments
+        assert len(error.strip().splitlines()) == 1
+
+
+def test_an_interrupt_that_comes_out_as_bad_input_is_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def hidden(self: Deployable, **given: Any) -> str:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise UserError("the data set cannot be read") from None
+        raise AssertionError
+
+    monkeypatch.setattr(Deployable, "run", hidden)
+    assert import_module("flows.ingest").deployable.main(["pairs.jsonl", "--seed", "3"]) == 130
+    said = capsys.readouterr().err
+    assert "the same command goes on: python -m flows.ingest pairs.jsonl --seed 3" in said
+
+
+def test_a_job_that_prefect_never_took_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(**given: Any) -> Any:
+        assert len(deployable._READY) == 1
+        raise ConnectionError("no server")
+
+    ready = import_module("flows.add_reference").deployable
+    monkeypatch.setattr(Deployable, "flow", lambda self: fails)
+    monkeypatch.setattr(Deployable, "_job", lambda self, given: object())
+    with pytest.raises(ConnectionError):
+        ready.run(source="v1")
+    assert deployable._READY == {}
+
+
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("problem", "again"),
     [
-        (("flows.ingest", "nosuch.jsonl", "--model", "MODEL"), "nosuch.jsonl"),
-        (("flows.ingest", "PAIRS", "--model", "/no/such/model"), "/no/such/model"),
-        (("flows.ingest", "PAIRS", "--model", "MODEL", "--max-length", "500"), "500"),
-        (("flows.ingest", "PAIRS", "--model", "MODEL", "--format", "nosuch"), "nosuch"),
-        (("flows.build_sapo_negatives", "v99"), "v99"),
-        (("flows.add_reference",), "no version"),
+        (OSError(errno.EIO, "it is said once"), True),
+        (OSError(errno.EMFILE, "too many"), True),
+        (OSError(errno.ENOSPC, "full"), False),
+        (UserError("bad input"), False),
+        (RuntimeError("a dying engine"), True),
     ],
 )
-def test_bad_input_is_refused_before_prefect_starts(
-    home: Path, model: str, tmp_path: Path, arguments: tuple[str, ...], said: str
-) -> None:
-    source = write_pairs(tmp_path / "pairs.jsonl", 3)
-    given = [{"MODEL": model, "PAIRS": str(source)}.get(argument, argument) for argument in arguments]
-    ended = flow(home, *given, "--root", str(tmp_path / "data"))
-    assert ended.returncode == 2
-    assert said in ended.stderr
-    assert len(ended.stderr.strip().splitlines()) == 1
-    assert "server" not in ended.stdout
+def test_what_may_pass_is_tried_again(problem: Exception, again: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*given: Any) -> bool:
+        raise problem
+
+    monkeypatch.setattr(running_flows, "run_unit", fails)
+    monkeypatch.setitem(running_flows._UNDER_WAY, "key", (None, None, None))  # type: ignore[arg-type]
+    try:
+        state = running_flows.work_unit.fn("stage", 0, "key")
+    except Exception as raised:
+        state = Failed(data=raised)
+    assert running_flows._worth_retrying(None, None, state) is again
 
 
 @contextmanager
-def server(home: Path) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [str(BIN / "prefect"), "server", "start", "--port", str(port), "--no-ui"]
-    with running(command, environment(home), home / "server.log"):
-        wait_for(lambda: answers(port), "the server")
-        yield f"http://127.0.0.1:{port}/api"
-
-
-@contextmanager
-def serving(home: Path, url: str, root: Path) -> Iterator[None]:
-    log = home / "serve.log"
-    command = [sys.executable, "-m", "flows.serve"]
-    with running(command, environment(home, PREFECT_API_URL=url, PREFDATA_ROOT=str(root)), log):
+def serving(server: Server, root: Path) -> Iterator[None]:
+    """`flows.serve`, which asks the server every second whether there is something to run."""
+    log = server.home / "serve.log"
+    env = {**server.environment, "PREFDATA_ROOT": str(root), "PREFECT_RUNNER_POLL_FREQUENCY": "1"}
+    with running([sys.executable, "-m", "flows.serve"], env, log):
         wait_for(lambda: "build-sapo-negatives" in log.read_text(), "flows.serve")
         yield
-
-
-@contextmanager
-def running(command: list[str], env: dict[str, str], log: Path) -> Iterator[None]:
-    with log.open("w") as output:
-        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
-        try:
-            yield
-        except BaseException:
-            print(log.read_text()[-4000:])
-            raise
-        finally:
-            process.terminate()
-            process.wait(30)
-
-
-def answers(port: int) -> bool:
-    from flows.prefect_plugin import server_answers
-
-    return server_answers(("127.0.0.1", port))
-
-
-def wait_for(condition: object, what: str, timeout_s: float = 150) -> None:
-    ends = time.monotonic() + timeout_s
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < ends, f"waited {timeout_s} s for {what}"
-        time.sleep(0.5)

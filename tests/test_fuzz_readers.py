@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,11 @@ TYPED = st.fixed_dictionaries(
         "chosen": st.lists(st.fixed_dictionaries({"role": PLAIN, "content": PLAIN | st.none()}), max_size=3),
         "score": st.floats(allow_nan=False) | st.none(),
         "labels": st.lists(st.booleans(), max_size=3) | st.none(),
+        "asked_at": st.datetimes(datetime(2000, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC)) | st.none(),
+        "price": st.decimals(-1000, 1000, places=3) | st.none(),
+        "counts": st.lists(st.tuples(PLAIN, st.integers(-(2**63), 2**63 - 1)), max_size=2) | st.none(),
+        "rater": st.sampled_from(["a", "b"]) | st.none(),
+        "notes": st.lists(PLAIN | st.none(), max_size=2) | st.none(),
     }
 )
 TYPES = pa.schema(
@@ -65,20 +71,25 @@ TYPES = pa.schema(
         ("chosen", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
         ("score", pa.float64()),
         ("labels", pa.list_(pa.bool_())),
+        ("asked_at", pa.timestamp("us", "Asia/Kolkata")),
+        ("price", pa.decimal128(9, 3)),
+        ("counts", pa.map_(pa.string(), pa.int64())),
+        ("rater", pa.dictionary(pa.int32(), pa.large_string())),
+        ("notes", pa.large_list(pa.large_string())),
     ]
 )
 
 
 def as_json_lines(rows: list[Any]) -> bytes:
-    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+    return "".join(json.dumps(row, default=str) + "\n" for row in rows).encode()
 
 
 def as_array(rows: list[Any]) -> bytes:
-    return json.dumps(rows, indent=1).encode()
+    return json.dumps(rows, indent=1, default=str).encode()
 
 
 def as_object(rows: list[Any]) -> bytes:
-    return json.dumps({"data": rows}).encode()
+    return json.dumps({"data": rows}, default=str).encode()
 
 
 def as_csv(rows: list[Any]) -> bytes:
@@ -89,25 +100,24 @@ def as_csv(rows: list[Any]) -> bytes:
     return text.getvalue().encode()
 
 
-def as_parquet(rows: list[Any]) -> bytes:
+def as_parquet(rows: list[Any], types: pa.Schema = TYPES, **options: Any) -> bytes:
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(rows, TYPES), sink, row_group_size=2, write_page_checksum=True)
+    pq.write_table(pa.Table.from_pylist(rows, types), sink, row_group_size=2, write_page_checksum=True, **options)
     return sink.getvalue()
 
 
-def as_arrow_stream(rows: list[Any]) -> bytes:
-    return _as_arrow(pa.ipc.new_stream, rows)
+def as_arrow_stream(rows: list[Any], types: pa.Schema = TYPES) -> bytes:
+    return _as_arrow(pa.ipc.new_stream, rows, types)
 
 
-def as_arrow_file(rows: list[Any]) -> bytes:
-    return _as_arrow(pa.ipc.new_file, rows)
+def as_arrow_file(rows: list[Any], types: pa.Schema = TYPES) -> bytes:
+    return _as_arrow(pa.ipc.new_file, rows, types)
 
 
-def _as_arrow(opened: Any, rows: list[Any]) -> bytes:
+def _as_arrow(opened: Any, rows: list[Any], types: pa.Schema) -> bytes:
     sink = pa.BufferOutputStream()
-    with opened(sink, TYPES) as writer:
-        for start in range(0, len(rows), 2):
-            writer.write_table(pa.Table.from_pylist(rows[start : start + 2], TYPES))
+    with opened(sink, types) as writer:
+        writer.write_table(pa.Table.from_pylist(rows, types), max_chunksize=2)
     return bytes(sink.getvalue())
 
 

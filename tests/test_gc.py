@@ -1,5 +1,6 @@
 """Garbage collection removes what killed builds left, and nothing else whatsoever."""
 
+import contextlib
 import json
 import os
 import socket
@@ -7,14 +8,17 @@ import subprocess
 import sys
 import time
 import uuid
+from datetime import UTC, datetime
 
 import pytest
 
 from prefdata import cli, gc, versions
+from prefdata.errors import UserError
 from prefdata.storage import Storage
 from prefdata.verify import verify
 from prefdata.work import Work
-from tests.published import publish, rows_table
+from tests.disks import FILLER, mounted
+from tests.published import manifest_fields, pair, publish, rows_table
 
 HOUR = 3600.0
 OLD = time.time() - 48 * HOUR
@@ -225,22 +229,140 @@ def test_links_are_neither_followed_nor_removed(root, tmp_path):
 def test_old_temporary_files_go_and_young_ones_stay(root):
     publish(root)
     Work(str(root)).store(UNIT, {"rows": rows_table("pairs", [])})
-    places = [
-        root / ".tmp-1",
-        root / "tags" / ".tmp-2",
-        root / ".work/units/ab/.tmp-3",
-        root / "v5" / ".tmp-lock-claim",
-    ]
+    places = [root / ".tmp-1", root / "tags" / ".tmp-2", root / ".work/units/ab/.tmp-3", root / "v5" / ".tmp-4"]
     for place in places:
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(b"half")
     collect(root)
+    collect(root, hours=0)  # it may still be written, whatever the user says
     assert all(place.exists() for place in places)
     for place in places:
         age(place)
     collect(root)
     assert not any(place.exists() for place in places)
     assert Work(str(root)).done(UNIT)
+
+
+def test_a_lock_is_never_broken(root):
+    claimed(root, 1)
+    claimed(root, 2)
+    locks = [root / "v1" / ".tmp-lock-manifest.json", root / "v3" / ".tmp-lock-claim", root / "tags" / ".tmp-lock-x"]
+    for lock in locks:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        lock.touch()
+        age(lock)
+    kept = collect(root, hours=0)
+    assert all(lock.exists() for lock in locks)
+    assert all(any(lock.name in reason and "lock" in reason for reason in kept) for lock in locks)
+    assert "v1/train/part-00000.parquet" in files(root)
+    assert not (root / "v2").exists()  # v3 has no claim, and its number
+
+
+def interrupting(monkeypatch, name, before, act):
+    """Let something happen once, right before or after a method of Storage."""
+    method, done = getattr(Storage, name), []
+
+    def replaced(storage, *given):
+        if before and not done:
+            done.append(act())
+        result = method(storage, *given)
+        if not before and not done:
+            done.append(act())
+        return result
+
+    monkeypatch.setattr(Storage, name, replaced)
+    return done
+
+
+@pytest.fixture(params=["highest", "another is higher"])
+def paused(request, root):
+    """A publisher that was silent for so long that gc would take its files: the publisher, and what gc would remove."""
+    rows = rows_table("pairs", [pair([1, 2], [1, 3])])
+    staging = versions.Staging(str(root), rows.schema, "key")
+    staging.add("train", rows)
+    made = [{"row_id": "in", "status": "kept", "stage": "publish", "made": rows["row_id"].to_pylist()}]
+    staging.ledger(versions.ledger_lines(made))
+    staging.flush()
+    claim = json.loads((root / "v1/claim").read_text())
+    claim = json.dumps({**claim, "host": "elsewhere", "time": OLD}).encode()
+    (root / "v1/claim").write_bytes(claim)
+    staging.files[0] = versions._entry("claim", claim)
+    age(root / "v1")
+    if request.param != "highest":
+        (root / "v2").mkdir()
+    (leftover,) = gc.plan(Storage(str(root)), older_than_s=24 * HOUR, now=time.time()).leftovers
+    return staging, leftover
+
+
+def publish_paused(staging):
+    with staging:
+        return staging.publish(staging.manifest(("publish",), manifest_fields("pairs", True)))
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("method", ["rename", "exists", "remove_files"])
+def test_a_publisher_that_wakes_while_gc_is_at_it_publishes_all_or_nothing(root, monkeypatch, paused, method, before):
+    staging, leftover = paused
+
+    def wake():
+        with contextlib.suppress(UserError):
+            return publish_paused(staging)
+
+    woken = interrupting(monkeypatch, method, before, wake)
+    gc.remove(Storage(str(root)), leftover)
+    (version,) = woken
+    assert [each.name for each in versions.every(str(root))] == ([version.name] if version else [])
+    assert [verify(each) for each in versions.every(str(root))] == ([[]] if version else [])
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_gc_that_comes_while_a_publisher_writes_its_manifest_takes_all_or_nothing(root, monkeypatch, paused, before):
+    staging, leftover = paused
+    done = interrupting(monkeypatch, "create", before, lambda: gc.remove(Storage(str(root)), leftover))
+    if before:  # the files went between the publisher's look at them and its manifest
+        with pytest.raises(UserError, match="lost"):
+            publish_paused(staging)
+        assert versions.every(str(root)) == []
+        assert done == [leftover.bytes]
+    else:
+        assert verify(publish_paused(staging)) == []
+        assert done == [0]
+
+
+def test_a_builder_that_goes_on_after_the_plan_is_left_alone(root, paused):
+    staging, leftover = paused
+    staging.text("README.md", "card")
+    before = files(root)
+    assert gc.remove(Storage(str(root)), leftover) == 0
+    assert files(root) == before
+    assert verify(publish_paused(staging)) == []
+
+
+def test_a_temporary_file_that_was_touched_after_the_plan_stays(root):
+    root.mkdir()
+    (root / ".tmp-1").write_bytes(b"half")
+    age(root)
+    storage = Storage(str(root))
+    (leftover,) = gc.plan(storage, older_than_s=HOUR, now=time.time()).leftovers
+    os.utime(root / ".tmp-1")
+    assert gc.remove(storage, leftover) == 0
+    assert files(root) == {".tmp-1"}
+
+
+@pytest.mark.parametrize("others", [1, 3])
+def test_a_gc_that_was_stopped_half_way_is_run_again(root, monkeypatch, others):
+    for number in range(1, others + 1):
+        claimed(root, number)
+    storage = Storage(str(root))
+    leftovers = gc.plan(storage, older_than_s=HOUR, now=time.time()).leftovers
+    with monkeypatch.context() as stopped:
+        stopped.setattr(Storage, "remove_files", lambda *given: pytest.exit("stopped"))
+        with pytest.raises(pytest.exit.Exception):
+            gc.remove(storage, leftovers[0])
+    assert "v1/train/part-00000.parquet" in files(root)
+    assert publish(root).name == f"v{others + 1}"
+    collect(root)
+    assert {path.split("/")[0] for path in files(root)} == {f"v{others + 1}"}
 
 
 def test_work_units_go_only_when_asked_for_and_old(root):
@@ -270,6 +392,36 @@ def test_an_object_store_is_collected_the_same():
     collect(root, now=time.time() + 48 * HOUR)
     assert sorted(storage.walk()) == [name for name in before if not name.startswith(("v2/", "v3/train"))]
     assert verify(versions.find("v1", root=root)) == []
+
+
+@pytest.mark.parametrize("modified", [datetime(2020, 1, 1, tzinfo=UTC), None])
+def test_what_a_listing_does_not_date_is_asked_for_and_what_nobody_dates_stays(monkeypatch, modified):
+    storage = Storage(f"memory://{uuid.uuid4().hex}")
+    storage.write(".tmp-1", b"half")
+    ls = type(storage.fs).ls
+
+    def undated(fs, path, **options):
+        return [{name: each[name] for name in ("name", "size", "type")} for each in ls(fs, path, **options)]
+
+    def asked(fs, path):
+        if modified is None:
+            raise NotImplementedError
+        return modified
+
+    monkeypatch.setattr(type(storage.fs), "ls", undated)
+    monkeypatch.setattr(type(storage.fs), "modified", asked)
+    collect(storage.url)
+    assert storage.exists(".tmp-1") is (modified is None)
+
+
+def test_a_full_disk_is_collected(tmp_path):
+    with mounted(tmp_path / "disk") as disk:
+        claimed(disk.path, 1)
+        claimed(disk.path, 2)
+        disk.leave(0)
+        collect(disk.path)
+        assert files(disk.path) == {FILLER, "v2/claim"}
+        assert disk.free > 0
 
 
 def test_no_root_is_nothing_to_collect(root):

@@ -5,9 +5,10 @@ and cuts, and that no unit is half of one draw and half of another. `make tortur
 PREFDATA_KILLS says how often.
 """
 
-import json
+import multiprocessing
 import os
 import random
+import secrets
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from prefdata import versions
 from prefdata.builds import ingest
@@ -28,21 +30,67 @@ from prefdata.identity import tokens_id
 from prefdata.verify import verify
 from prefdata.work import Work
 from tests import tiny_world
+from tests.prefect_server import ROOT, Server, environment
+from tests.required import lacking
 from tests.test_builds import write_pairs
 
-ROOT = Path(__file__).parent.parent
 KILLS = int(os.environ.get("PREFDATA_KILLS", "10"))
 THROUGH_PREFECT = min(2, KILLS)
 OF_OTHER_KINDS = max(1, KILLS // 10)
 UNIT_ROWS = 4
 STAGES = ("generate", "score", "stage", "publish")
 PATIENCE_S = 240  # vLLM alone takes a minute to start where others use the machine too
-BUILD = """
-import json, sys
-from prefdata.builds.job import run
-from prefdata.builds.sapo_negatives import BuildSapoNegatives, Options
-print(run(BuildSapoNegatives(Options(**json.loads(sys.argv[2])), sys.argv[1])).sentence())
-"""
+# what a build imports: it is forked from a process that has done so, which takes seconds, and has done nothing else
+FORKING = multiprocessing.get_context("forkserver")
+FORKING.set_forkserver_preload(
+    [
+        "tests.test_kills",
+        "prefdata.engines.transformers",
+        "prefdata.logprobs",
+        "transformers.models.llama.modeling_llama",
+    ]
+)
+
+
+class Build:
+    """A build in a process of its own, with what is used here of Popen's ways."""
+
+    def __init__(self, root: Path, options: dict[str, Any]) -> None:
+        self._log = root.with_name(f"{root.name}-{secrets.token_hex(4)}.log")
+        self._process = FORKING.Process(target=_build, args=(root, options, self._log))
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def communicate(self, timeout: float) -> tuple[str, None]:
+        """What it has said, once it has ended."""
+        self._process.join(timeout)
+        assert self._process.exitcode is not None, f"it goes on after {timeout} s"
+        return self._log.read_text() if self._log.exists() else "", None
+
+
+def _build(root: Path, options: dict[str, Any], log: Path) -> None:
+    from prefdata.builds.sapo_negatives import BuildSapoNegatives, Options
+
+    os.setsid()
+    said = os.open(log, os.O_CREAT | os.O_WRONLY, 0o644)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    torch.set_num_threads(1)
+    run(BuildSapoNegatives(Options(**options), str(root)))
+
+
+Process = Build | subprocess.Popen[str]
 
 
 class World:
@@ -67,14 +115,22 @@ class World:
             unit.unlink()
         return root
 
-    def build(self, root: Path) -> "subprocess.Popen[str]":
+    def build(self, root: Path) -> Build:
         """The build, in a process of its own."""
-        return self._run([sys.executable, "-c", BUILD, str(root), json.dumps(self.options)])
+        return Build(root, self.options)
 
-    def build_through_prefect(self, root: Path) -> "subprocess.Popen[str]":
-        """The same as a flow."""
+    def build_through_prefect(self, root: Path, server: Server | None) -> "subprocess.Popen[str]":
+        """The same as a flow, on this server or else on a temporary one that it starts itself."""
         given = [f"--{name.replace('_', '-')}={value}" for name, value in self.options.items() if name != "source"]
-        return self._run([sys.executable, "-m", "flows.build_sapo_negatives", "v1", "--root", str(root), *given])
+        return subprocess.Popen(
+            [sys.executable, "-m", "flows.build_sapo_negatives", "v1", "--root", str(root), *given],
+            cwd=ROOT,
+            env=server.environment if server else environment(self.folder / "prefect"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
 
     def resumed(self, root: Path) -> versions.Version:
         """What the same build makes of a root that another was stopped in; what that one had finished stays as it is."""
@@ -91,19 +147,6 @@ class World:
         assert verify(made) == []
         return made
 
-    def _run(self, command: list[str]) -> "subprocess.Popen[str]":
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-        env = {**kept, "OMP_NUM_THREADS": "1", "PREFECT_HOME": str(self.folder / "prefect")}
-        return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=env,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
@@ -118,10 +161,7 @@ def world_in_bf16(tmp_path_factory: pytest.TempPathFactory) -> World:
 @pytest.fixture(scope="module")
 def world_with_vllm(tmp_path_factory: pytest.TempPathFactory) -> World:
     if find_spec("vllm") is None:
-        message = "vLLM is not installed: make env-vllm"
-        if "vllm" in os.environ.get("PREFDATA_REQUIRE", "").split(","):
-            pytest.fail(message)
-        pytest.skip(message)
+        lacking("vllm", "vLLM is not installed: make env-vllm")
     return World(tmp_path_factory.mktemp("vllm"), engine="vllm")
 
 
@@ -142,7 +182,7 @@ def moment(world: World, root: Path, rng: random.Random, where: str) -> Callable
     return lambda: len(finished(root)) >= wanted
 
 
-def stop(process: "subprocess.Popen[str]", how: signal.Signals, now: Callable[[], bool], delay_s: float) -> str:
+def stop(process: Process, how: signal.Signals, now: Callable[[], bool], delay_s: float) -> str:
     """Signal the process and its group as soon as it is time, or let it end if it is faster. What it has said.
 
     Nothing that it has started outlives it, in that group or not.
@@ -160,20 +200,33 @@ def stop(process: "subprocess.Popen[str]", how: signal.Signals, now: Callable[[]
     return said
 
 
-def killed_and_resumed(world: World, root: Path, number: int, *, through_prefect: bool = False) -> versions.Version:
-    """What comes of a build that is killed at a moment that `number` draws, and started again."""
+def killed_and_resumed(
+    world: World, root: Path, number: int, start: Callable[[Path], Process] | None = None
+) -> versions.Version:
+    """What comes of a build (or of what `start` starts) that is killed at a moment that `number` draws, and started again."""
     rng = random.Random(number)
     world.start(root)
-    first = (world.build_through_prefect if through_prefect else world.build)(root)
+    first = (start or world.build)(root)
     stop(first, signal.SIGKILL, moment(world, root, rng, rng.choice(STAGES)), rng.uniform(0, 0.03))
     world.killed.append(first.returncode == -signal.SIGKILL)
     return world.resumed(root)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(KILLS))
+@pytest.mark.parametrize("number", range(THROUGH_PREFECT))
+def test_a_killed_flow_loses_and_doubles_nothing(
+    world: World, tmp_path: Path, number: int, request: pytest.FixtureRequest
+) -> None:
+    """The first with a temporary server, which is killed too."""
+    server = request.getfixturevalue("prefect_server") if number else None
+    made = killed_and_resumed(world, tmp_path / "data", number, lambda root: world.build_through_prefect(root, server))
+    assert_same_bits(made, versions.find("v2", root=str(world.clean)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(THROUGH_PREFECT, KILLS))
 def test_a_killed_build_loses_and_doubles_nothing(world: World, tmp_path: Path, number: int) -> None:
-    made = killed_and_resumed(world, tmp_path / "data", number, through_prefect=number < THROUGH_PREFECT)
+    made = killed_and_resumed(world, tmp_path / "data", number)
     assert_same_bits(made, versions.find("v2", root=str(world.clean)))
 
 
@@ -196,27 +249,30 @@ def test_a_killed_build_with_vllm_makes_the_same_rows(world_with_vllm: World, tm
 @pytest.mark.slow
 def test_the_kills_came_before_the_ends(world: World) -> None:
     """Or the tests above would say nothing; one that comes too late now and then is part of drawing the moment."""
+    assert world.killed
     assert sum(world.killed) >= 0.7 * len(world.killed)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["generate", "score", "stage"])
-def test_ctrl_c_says_how_to_go_on(world: World, tmp_path: Path, stage: str) -> None:
+def test_ctrl_c_says_how_to_go_on(world: World, tmp_path: Path, stage: str, request: pytest.FixtureRequest) -> None:
+    """Once with a temporary server, which must not hear it."""
+    server = request.getfixturevalue("prefect_server") if stage != "generate" else None
     root = world.start(tmp_path / "data")
-    made = interrupted_and_resumed(world, root, stage)
+    made = interrupted_and_resumed(world, root, stage, server)
     assert_same_bits(made, versions.find("v2", root=str(world.clean)))
 
 
 @pytest.mark.slow
 def test_ctrl_c_with_vllm_says_how_to_go_on(world_with_vllm: World, tmp_path: Path) -> None:
     root = world_with_vllm.start(tmp_path / "data")
-    made = interrupted_and_resumed(world_with_vllm, root, "generate")
+    made = interrupted_and_resumed(world_with_vllm, root, "generate", None)
     assert_same_rows(made, versions.find("v2", root=str(world_with_vllm.clean)))
 
 
-def interrupted_and_resumed(world: World, root: Path, stage: str) -> versions.Version:
+def interrupted_and_resumed(world: World, root: Path, stage: str, server: Server | None) -> versions.Version:
     """What comes of a flow that is interrupted in a stage as a terminal does it, and started again."""
-    flow = world.build_through_prefect(root)
+    flow = world.build_through_prefect(root, server)
     began = time.monotonic()
     said = stop(flow, signal.SIGINT, moment(world, root, random.Random(0), stage), 0.0)
     assert flow.returncode == 130, said

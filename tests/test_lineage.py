@@ -66,6 +66,29 @@ def test_a_ladder_of_shared_ancestors_stays_short_and_a_long_chain_draws(tmp_pat
     assert sum(1 for _ in deep) == 3001
 
 
+def test_a_lost_parent_costs_one_look_at_the_others_and_descendants_one_at_all(tmp_path, monkeypatch):
+    one = publish(tmp_path)
+    last = [child(tmp_path, one) for _ in range(4)][-1]
+    every, looks = versions.every, []
+    monkeypatch.setattr(versions, "every", lambda *given: looks.append(given) or every(*given))
+    assert len(list(lineage.descendants(one, str(tmp_path)))) == 5
+    assert len(looks) == 1
+    looks.clear()
+    Storage(one.url).remove("manifest.json")
+    assert "cannot be opened" in list(lineage.ancestors(last))[1]
+    assert len(looks) == 1
+
+
+def test_descendants_take_time_in_proportion(tmp_path, monkeypatch):
+    one = publish(tmp_path)
+    known = [one, *[child(tmp_path, one) for _ in range(3)]]
+    asked = []
+    parent_urls = lineage._parent_urls
+    monkeypatch.setattr(lineage, "_parent_urls", lambda version: asked.append(version) or parent_urls(version))
+    assert names(lineage.descendants(one, str(tmp_path))) == ["v1", "v2", "v3", "v4"]
+    assert len(asked) == len(known)
+
+
 def test_a_manifest_that_names_itself_does_not_loop(tmp_path):
     one = publish(tmp_path)
     two = child(tmp_path, one)

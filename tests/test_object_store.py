@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from flows import add_reference, build_sapo_negatives, ingest
-from prefdata import cli, object_store, query, versions
+from prefdata import cli, gc, object_store, query, versions
 from prefdata.errors import Unreachable, UserError
 from prefdata.storage import Storage
 from prefdata.verify import verify
@@ -247,6 +249,20 @@ def test_gc_takes_stale_claims_and_leaves_versions(root: str, capsys: pytest.Cap
     assert cli.main(["gc", "--older-than", "0"]) == 0
     assert set(storage.at("v1").walk()) == before
     assert sorted(storage.walk()) == sorted([*(f"v1/{name}" for name in before), "v3/claim"])  # its number stays taken
+
+
+def test_gc_asks_a_store_for_each_folder_and_not_for_each_file(root: str, s3: S3Server) -> None:
+    storage = Storage(root)
+    for number in range(20):
+        storage.write(f".work/units/ab/ab{number:062x}", b"unit")
+    storage.write(".work/units/ab/mine", b"mine")
+    found = gc.plan(storage, older_than_s=0, now=time.time() + 60, with_work=True)
+    s3.requests.clear()
+    assert [gc.remove(storage, leftover) for leftover in found.leftovers] == [20 * len(b"unit")]
+    asked = Counter(method for method, _ in s3.requests)
+    assert asked["DELETE"] == 20
+    assert asked.total() <= 20 + 2
+    assert list(storage.walk()) == [".work/units/ab/mine"]
 
 
 @pytest.mark.parametrize("prefix", ["", "/", "/a b/ü", "/a[1]", "/what?", "/50%25"])

@@ -17,12 +17,14 @@ class Log:
     def __init__(self) -> None:
         self.infos: list[str] = []
         self.warnings: list[str] = []
+        self.traced: list[bool] = []  # of each warning, whether its traceback is told too
 
     def info(self, text: str, *values: Any) -> None:
         self.infos.append(text % values)
 
-    def warning(self, text: str, *values: Any) -> None:
+    def warning(self, text: str, *values: Any, exc_info: bool) -> None:
         self.warnings.append(text % values)
+        self.traced.append(exc_info)
 
 
 @pytest.fixture
@@ -64,6 +66,7 @@ def test_a_report_that_fails_is_said_and_no_more(
     monkeypatch.setattr(report, "report_version", fails)
     running._leave_report("ingest", version)
     assert log.warnings == ["v1 is published, but its report could not be written: a bug"]
+    assert log.traced == [True]
     assert (links, log.infos) == ([], [])
 
 
@@ -72,4 +75,5 @@ def test_a_place_that_takes_no_page_is_said(version: Version, log: Log, links: l
     running._leave_report("ingest", version)
     assert len(log.warnings) == 1
     assert "reports" in log.warnings[0]
+    assert log.traced == [False]  # nothing to mend in the code
     assert links == []

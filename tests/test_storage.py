@@ -3,15 +3,19 @@
 import errno
 import os
 import threading
+import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from prefdata import gc, object_store, versions
 from prefdata import storage as store
-from prefdata.errors import UserError
+from prefdata.errors import Unreachable, UserError, faults_in_words
 from prefdata.storage import Storage
+from tests import published
 
 
 @pytest.fixture(params=["local", "memory", "s3"])
@@ -144,3 +148,142 @@ def test_a_probe_says_why_it_failed(problem: Exception, monkeypatch: pytest.Monk
     monkeypatch.setattr(type(storage.fs), "pipe_file", fail)
     with pytest.raises(UserError, match=rf"cannot write into memory:///?probe \({problem}\)"):
         storage.probe()
+
+
+def test_a_probe_is_content_with_a_store_that_loses_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    storage = Storage(f"memory://{uuid.uuid4().hex}")
+    create = Storage.create
+
+    def lost(where: Storage, name: str, data: bytes) -> bool:
+        """As when the first request was carried out unheard and the client asked again."""
+        create(where, name, data)
+        return False
+
+    monkeypatch.setattr(Storage, "create", lost)
+    storage.probe()
+    monkeypatch.setattr(Storage, "create", lambda *given: True)
+    with pytest.raises(UserError, match="If-None-Match"):
+        storage.probe()
+
+
+@pytest.mark.parametrize("bug", [TypeError, AttributeError, NameError, KeyError, AssertionError, RecursionError])
+def test_a_mistake_in_the_code_is_not_blamed_on_the_store(bug: type[Exception]) -> None:
+    with pytest.raises(bug), object_store.in_words("read", "s3://bucket"):
+        raise bug("a bug")
+    with pytest.raises(Unreachable, match="cannot read s3://bucket"), object_store.in_words("read", "s3://bucket"):
+        raise RuntimeError("no answer")
+
+
+# -- names that read like patterns -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "s3"])
+def pattern(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """A root whose name is a pattern, and another root that the pattern matches."""
+    memory = f"memory://{uuid.uuid4().hex}"
+    parent = memory if request.param == "memory" else request.getfixturevalue("s3").bucket()
+    return f"{parent}/a[1]", f"{parent}/a1"
+
+
+def abort(root: str) -> None:
+    with versions.Staging(root, published.rows_table("pairs", []).schema, "key") as staging:
+        staging.text("README.md", "card")
+
+
+def collect(root: str) -> None:
+    storage = Storage(root)
+    for leftover in gc.plan(storage, older_than_s=0, now=time.time() + 3600, with_work=True).leftovers:
+        gc.remove(storage, leftover)
+
+
+REMOVALS: dict[str, tuple[Callable[[str], object], list[str]]] = {
+    "untag": (lambda root: versions.untag("best", root), ["tags/best"]),
+    "aborted publish": (abort, ["v1/README.md"]),
+    "gc": (collect, [".tmp-1", f".work/units/ab/ab{'0' * 62}", "v1/train/part-00000.parquet"]),
+    "probe": (versions.writable, [".tmp-" + "0" * 16]),
+}
+
+
+@pytest.mark.parametrize("removal", REMOVALS)
+def test_what_is_removed_is_what_was_named(
+    pattern: tuple[str, str], removal: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("secrets.token_hex", lambda size: "0" * 2 * size)
+    own, other = (Storage(url) for url in pattern)
+    act, names = REMOVALS[removal]
+    for name in names:
+        other.write(name, b"theirs")
+    if removal in ("untag", "gc"):
+        for name in names:
+            own.write(name, b"v1")
+    if removal == "gc":
+        own.write("v1/claim", b'{"time": 0}')
+    act(own.url)
+    assert not set(names) & set(_all(own))
+    assert _all(other) == sorted(names)
+
+
+def _all(storage: Storage) -> list[str]:
+    """Every file, temporary ones included."""
+    base = storage.path().rstrip("/") + "/"
+    return sorted(str(path).removeprefix(base) for path in storage.fs.find(storage.path()))
+
+
+# -- where a place is ------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_that_folder_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("a::b", "x:y", "./s3:bucket"):
+        Storage(name).write("file", b"")
+        assert (tmp_path / name / "file").exists()
+    assert Storage(str(tmp_path / "memory::c")).url == str(tmp_path / "memory::c")
+
+
+@pytest.mark.parametrize("url", ["s3:bucket/x", "s3:/bucket", "memory:x", "simplecache::s3://b", "s3://b/a::c"])
+def test_what_reads_like_a_url_and_is_none_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match=r"cannot open .*(URL begins with|must not hold ::)"):
+        Storage(url)
+
+
+def test_a_link_that_was_sent_twice_has_one_maker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link = os.link
+
+    def twice(source: str, target: str) -> None:
+        """As over NFS, when the first request is carried out unheard."""
+        link(source, target)
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", twice)
+    assert Storage(str(tmp_path)).create("claim", b"mine")
+    assert not Storage(str(tmp_path)).create("claim", b"yours")
+    (tmp_path / "other").write_bytes(b"theirs")
+    monkeypatch.setattr(os.path, "exists", lambda path: False)  # as if it came between the look and the link
+    assert not Storage(str(tmp_path)).create("other", b"mine")
+
+
+# -- faults of the machine -------------------------------------------------------------------------------------------
+
+
+def _said(problem: OSError, where: str | None = "/data") -> UserError:
+    with pytest.raises(UserError) as told, faults_in_words(where):
+        raise problem
+    return told.value
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE])
+def test_a_fault_that_may_pass_is_worth_another_try(number: int) -> None:
+    assert isinstance(_said(OSError(number, "")), Unreachable)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_fault_that_stays_is_not_tried_again(number: int) -> None:
+    assert not isinstance(_said(OSError(number, "")), Unreachable)
+
+
+def test_a_fault_names_the_place_only_where_it_is_to_blame() -> None:
+    assert "(/data)" in str(_said(OSError(errno.ENOSPC, "")))
+    assert "/data" not in str(_said(OSError(errno.EMFILE, "")))
+    assert "(/elsewhere)" in str(_said(OSError(errno.EACCES, "", "/elsewhere")))
+    assert "(/data)" in str(_said(OSError(errno.EROFS, "", 7)))  # the number of an open file
+    assert "(" not in str(_said(OSError(errno.EIO, "", 7)))

@@ -1,6 +1,8 @@
 """Versions: wholly there or not at all, never changed, found by name, checked to the byte."""
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,9 +13,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.local import LocalFileSystem
 
-from prefdata import logical, manifests, versions
-from prefdata.errors import UserError
+from prefdata import cli, logical, manifests, versions
+from prefdata.errors import Unreachable, UserError
 from prefdata.storage import Storage
 from prefdata.verify import verify
 from prefdata.versions import DamagedVersion, ledger_lines
@@ -366,17 +369,21 @@ def test_a_manifest_of_another_shape_is_damaged(tmp_path: Path, change: object, 
         _forge(tmp_path, change)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": "prefdata/99"}', "copied"])
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"format": "prefdata/99"}', "copied", "a folder", "forbidden"])
 def test_a_damaged_version_does_not_stop_work_on_the_others(
-    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = str(tmp_path)
     publish(tmp_path)
     if content == "copied":
         shutil.copytree(tmp_path / "v1", tmp_path / "v2")
+    elif content == "a folder":
+        (tmp_path / "v2" / "manifest.json").mkdir(parents=True)
     else:
         (tmp_path / "v2").mkdir()
         (tmp_path / "v2" / "manifest.json").write_text(content)
+    if content == "forbidden":  # to whoever runs this, root too
+        _refuse_to_read(tmp_path / "v2" / "manifest.json", errno.EACCES, monkeypatch)
     damaged: list[DamagedVersion] = []
     assert [version.name for version in versions.every(root, damaged=damaged.append)] == ["v1"]
     assert ["/v2" in str(damage) for damage in damaged] == [True]
@@ -387,6 +394,24 @@ def test_a_damaged_version_does_not_stop_work_on_the_others(
     assert found.name == "v1"
     with pytest.raises(DamagedVersion):
         versions.find("v2", root=root)
+
+
+def _refuse_to_read(path: Path, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = LocalFileSystem.cat_file
+
+    def refuse(fs: LocalFileSystem, name: str) -> bytes:
+        if name == str(path):
+            raise OSError(number, os.strerror(number), name)
+        return bytes(read(fs, name))
+
+    monkeypatch.setattr(LocalFileSystem, "cat_file", refuse)
+
+
+def test_a_disk_that_fails_for_a_moment_damages_no_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish(tmp_path)
+    _refuse_to_read(tmp_path / "v1" / "manifest.json", errno.ESTALE, monkeypatch)
+    with pytest.raises(OSError, match=r"v1/manifest\.json"):
+        versions.find_build("key", str(tmp_path))  # passed over, the same build would be made again
 
 
 def test_a_copied_version_is_opened_by_its_path(tmp_path: Path) -> None:
@@ -441,3 +466,92 @@ def test_a_version_that_lost_a_file_while_staged_is_not_published(tmp_path: Path
         with pytest.raises(UserError, match=f"lost {file}"):
             staging.publish(staging.manifest(STAGES, fields()))
     assert versions.every(str(tmp_path)) == []
+
+
+@pytest.mark.parametrize("stopped", [TypeError("a bug"), KeyboardInterrupt()])
+def test_what_stopped_a_build_is_what_is_told(
+    tmp_path: Path, stopped: BaseException, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(storage: Storage, name: str) -> None:
+        raise Unreachable("no answer")
+
+    monkeypatch.setattr(Storage, "remove", fail)
+
+    def leave(problem: BaseException | None) -> None:
+        with stage(tmp_path, tiny_world.table(tiny_world.pair_rows(3))) as staging:
+            staging.flush()
+            if problem is not None:
+                raise problem
+
+    with pytest.raises(type(stopped)):
+        leave(stopped)
+    assert "v1 stays until `prefdata gc`: no answer" in caplog.text
+    with pytest.raises(Unreachable):
+        leave(None)
+
+
+def test_the_folders_are_on_the_disk_before_the_manifest_and_it_before_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a power cut leaves can't be tried here; the order of the calls can be seen."""
+    done: list[str] = []
+    fsync, link = os.fsync, os.link
+
+    def synced(file: int) -> None:
+        done.append(os.path.relpath(os.readlink(f"/proc/self/fd/{file}"), tmp_path))
+        fsync(file)
+
+    def linked(source: str, target: str) -> None:
+        done.append(f"link {os.path.basename(target)}")
+        link(source, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "link", linked)
+    publish(tmp_path)
+    manifest = done.index("link manifest.json")
+    assert {".", "v1", "v1/train", "v1/ledger"} <= set(done[done.index("link claim") : manifest])
+    assert "v1" in done[manifest:]
+
+
+def test_only_tags_are_tags(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = str(tmp_path)
+    publish(tmp_path)
+    versions.tag("best", "v1", root)
+    versions.tag("going", "v1", root)
+    for stranger in (".DS_Store", ".nfs0001", "a b", "~best"):
+        (tmp_path / "tags" / stranger).write_bytes(b"\0\xff")
+    assert versions.tags(root) == {"best": "v1", "going": "v1"}
+    assert cli.main(["--root", root, "verify", "--all"]) == 0
+    names = Storage.names
+
+    def then_untagged(storage: Storage, name: str = "") -> list[str]:
+        found = names(storage, name)
+        (tmp_path / "tags" / "going").unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Storage, "names", then_untagged)
+    assert versions.tags(root) == {"best": "v1"}
+
+
+@pytest.mark.parametrize("name", ["漢" * 34, "a" * 101, "best.", "CON", "nul", "aux.txt", "Prn.", "com1", "a/b", "-x"])
+def test_a_name_that_not_every_machine_can_keep_is_no_tag(tmp_path: Path, name: str) -> None:
+    publish(tmp_path)
+    with pytest.raises(UserError, match="can't be a tag"):
+        versions.tag(name, "v1", str(tmp_path))
+    assert not (tmp_path / "tags").exists()
+
+
+@pytest.mark.parametrize("name", ["漢" * 33, "a" * 100, "best.1", "console", "nullable"])
+def test_a_name_that_any_machine_can_keep_is_a_tag(tmp_path: Path, name: str) -> None:
+    publish(tmp_path)
+    versions.tag(name, "v1", str(tmp_path))
+    assert versions.find(name, root=str(tmp_path)).name == "v1"
+
+
+def test_verify_reads_each_file_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = publish(tmp_path, 9, aside=2)
+    read: list[str] = []
+    whole = Storage.read
+    monkeypatch.setattr(Storage, "read", lambda storage, name: read.append(name) or whole(storage, name))
+    assert verify(version) == []
+    assert sorted(read) == sorted(version.storage.walk())

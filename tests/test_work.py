@@ -5,17 +5,45 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from prefdata import cli
 from prefdata.work import Work, unit_key
+
+KEY = "ab" * 32
 
 TABLES = {"rows": pa.table({"a": [1, 2], "b": [[1.5], []]}), "lines": pa.table({"c": pa.array([], pa.string())})}
 
 
 def test_a_unit_comes_back_as_it_was_stored(tmp_path: Path) -> None:
     work = Work(str(tmp_path))
-    assert work.load("ab12") is None
-    work.store("ab12", TABLES)
-    assert Work(str(tmp_path)).load("ab12") == TABLES
-    assert list(work.keys()) == ["ab12"]
+    assert work.load(KEY) is None
+    work.store(KEY, TABLES)
+    assert Work(str(tmp_path)).load(KEY) == TABLES
+    assert list(work.keys()) == [KEY]
+
+
+def test_a_unit_without_tables_is_a_unit(tmp_path: Path) -> None:
+    work = Work(str(tmp_path))
+    assert [work.store(KEY, {}), work.store(KEY, TABLES), work.load(KEY)] == [{}, {}, {}]
+
+
+@pytest.mark.parametrize(
+    "stranger", [".DS_Store", "ab/.nfs0001", "ab/mine.txt", f"cd/{KEY}", f"ab/{KEY[:-1]}", "x/y/z"]
+)
+def test_only_units_are_units(tmp_path: Path, stranger: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Work(str(tmp_path)).store(KEY, TABLES)
+    path = tmp_path / ".work" / "units" / stranger
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"strange")
+    assert list(Work(str(tmp_path)).keys()) == [KEY]
+    assert cli.main(["verify", "--all", "--root", str(tmp_path)]) == 0, capsys.readouterr().out
+
+
+def test_a_unit_that_goes_while_it_is_looked_at_is_not_damaged(tmp_path: Path) -> None:
+    work = Work(str(tmp_path))
+    work.store(KEY, TABLES)
+    keys = list(work.keys())
+    (tmp_path / work.path(KEY)).unlink()
+    assert all(work.sound(key) for key in keys)
 
 
 def test_the_first_of_two_results_stays(tmp_path: Path) -> None:

@@ -82,7 +82,8 @@ class Outcome:
         """One line for a person."""
         rows = sum(self.version.manifest["counts"]["rows"].values())
         if not self.published:
-            return f"{self.version.name} ({rows:,} rows) is already what this build would make; nothing was done"
+            done = f"{self.computed} units computed, and nothing published" if self.computed else "nothing was done"
+            return f"{self.version.name} ({rows:,} rows) is already what this build would make; {done}"
         aside = self.version.manifest["counts"]["set_aside"]
         units = f"{self.computed} units computed, {self.reused} reused"
         return f"published {self.version.name}: {rows:,} rows, {aside:,} rows set aside; {units}"
@@ -171,5 +172,6 @@ def _run(job: Job, execute: Executor, watcher: Watcher) -> Outcome:
         finally:
             stage.close()
     watcher.stage("publish", None)
-    version = job.publish()
-    return Outcome(version, published=True, computed=job.work.computed, reused=job.work.reused)
+    found = versions.find_build(job.build_key, job.root)  # an equal build may have run beside this one
+    version = found or job.publish()
+    return Outcome(version, published=found is None, computed=job.work.computed, reused=job.work.reused)

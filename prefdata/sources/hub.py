@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from prefdata.errors import UserError
+from prefdata.errors import BUGS, UserError
 from prefdata.sources.readers import Read, table_row
 from prefdata.sources.splits import split_of_name
 
@@ -69,19 +69,28 @@ class HubSplit:
         """The stamp of rows with this hash."""
         return f"{self.shown}@{self.commit or content}"
 
-    def read(self, tally: "Tally") -> Iterator[Read]:
+    def read(self, tally: "Tally | None" = None) -> Iterator[Read]:
         """Stream the rows."""
         for value, raw in self._rows():
-            tally.add(raw)
+            if tally is not None:
+                tally.add(raw)
             yield value, raw
 
     def _rows(self) -> Iterator[Read]:
-        try:
-            yield from map(table_row, self.rows)
-        except Exception as error:  # whatever format the data set is stored in
-            raise UserError(
-                f"The data set {self.shown} cannot be read ({type(error).__name__}: {_sentence(error)})."
-            ) from error
+        rows = iter(self.rows)
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except Exception as error:  # whatever format the data set is stored in
+                # values that do not fit their column are a TypeError to datasets
+                if isinstance(error, BUGS) and not isinstance(error, TypeError):
+                    raise
+                raise UserError(
+                    f"The data set {self.shown} cannot be read ({type(error).__name__}: {_sentence(error)})."
+                ) from error
+            yield table_row(row)
 
 
 def may_be_name(name: str) -> bool:

@@ -9,8 +9,8 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from csv import Error as CsvError
 from dataclasses import dataclass, field
 from io import BufferedReader, RawIOBase
@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Protocol, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from prefdata.errors import UserError
+from prefdata.errors import BUGS, Unreachable, UserError
 from prefdata.sources import hub, readers
 from prefdata.sources.splits import is_split_name, split_of_path
 
@@ -61,8 +61,8 @@ class Input(Protocol):
     def facts(self) -> dict[str, str | None]:
         """Licence and origin, as far as the source states them."""
 
-    def read(self, tally: Tally) -> Iterator[readers.Read]:
-        """The rows, from the first to the last; `tally` is complete after the last one."""
+    def read(self, tally: Tally | None = None) -> Iterator[readers.Read]:
+        """The rows, from the first to the last; `tally` is complete after the last one. A look needs none."""
 
     def stamp(self) -> str:
         """Names what it holds by content; costs reading it at most once."""
@@ -85,7 +85,7 @@ class File:
         """A file alone states neither."""
         return {}
 
-    def read(self, tally: Tally) -> Iterator[readers.Read]:
+    def read(self, tally: Tally | None = None) -> Iterator[readers.Read]:
         """Stream the rows; a file that is damaged anywhere is refused when the damage is met."""
         reader = readers.reader_of(self.path)
         if reader is None:
@@ -95,44 +95,81 @@ class File:
 
     def stamp(self) -> str:
         """sha256 hex of the bytes as stored."""
-        found = hashlib.sha256()
-        with _refusing_damage(self.shown), self.fs.open(self.path, "rb") as stored:
-            while block := stored.read(CHUNK):
-                found.update(block)
-        return self.stamp_of(found.hexdigest())
+        found = Tally()
+        with _refusing_damage(self.shown), self._open() as stored:
+            _tally(stored, found)
+        return self.stamp_of(found.hash.hexdigest())
 
     def stamp_of(self, content: str) -> str:
         """The path as given, and the content's hash."""
         return f"{self.shown}@{content}"
 
-    def _rows(self, reader: readers.Reader, tally: Tally) -> Iterator[readers.Read]:
-        with self.fs.open(self.path, "rb") as stored:
-            if readers.reads_sequentially(reader):
-                yield from reader(cast(BinaryIO, BufferedReader(_Tallied(stored, tally), CHUNK)))
-                return
-            before = self.fs.ukey(self.path)
-            while block := stored.read(CHUNK):
-                tally.add(block)
-            stored.seek(0)
-            yield from reader(stored)
-            if self.fs.ukey(self.path) != before:
+    def _rows(self, reader: readers.Reader, tally: Tally | None) -> Iterator[readers.Read]:
+        if readers.reads_sequentially(reader):
+            with self._open(tally) as stored:
+                yield from reader(cast(BinaryIO, BufferedReader(stored, CHUNK)))
+            return
+        with self._open() as stored:
+            before = self._state()
+            if tally is not None:  # from the first byte to the last, as no reader of tables goes
+                _tally(stored, tally)
+                stored.seek(0)
+            yield from reader(cast(BinaryIO, stored))
+            if self._state() != before:
                 raise readers.MalformedError("it changed while it was read")
 
+    @contextmanager
+    def _open(self, tally: Tally | None = None) -> Iterator["_Stored"]:
+        """The bytes as stored, tallied as they are read."""
+        with self._reaching():
+            opened = self.fs.open(self.path, "rb")
+        with opened:
+            yield _Stored(opened, self._reaching, tally)
 
-class _Tallied(RawIOBase):
-    """A stream that tallies the bytes read through it."""
+    def _state(self) -> Any:
+        """What its file system tells one state of it from another by."""
+        with self._reaching():
+            return self.fs.ukey(self.path)
 
-    def __init__(self, stored: BinaryIO, tally: Tally) -> None:
-        self._stored, self._tally = stored, tally
+    def _reaching(self) -> AbstractContextManager[None]:
+        """What goes wrong on the way to it is no damage of the file; a disk of this machine is no way."""
+        return nullcontext() if isinstance(self.fs, LocalFileSystem) else _reaching(self.shown)
+
+
+class _Stored(RawIOBase):
+    """A stream that tallies the bytes read through it, and goes to where they are stored inside of `reaching`."""
+
+    def __init__(
+        self, stored: BinaryIO, reaching: Callable[[], AbstractContextManager[None]], tally: Tally | None
+    ) -> None:
+        self._stored, self._reaching, self._tally = stored, reaching, tally
 
     def readable(self) -> bool:
         return True
 
+    def seekable(self) -> bool:
+        return self._stored.seekable()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        with self._reaching():
+            return self._stored.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stored.tell()
+
     def readinto(self, buffer: Any) -> int:
-        data = self._stored.read(len(buffer))
+        with self._reaching():
+            data = self._stored.read(len(buffer))
         buffer[: len(data)] = data
-        self._tally.add(data)
+        if self._tally is not None:
+            self._tally.add(data)
         return len(data)
+
+
+def _tally(stored: RawIOBase, tally: Tally) -> None:
+    """All of a stream."""
+    while block := stored.read(CHUNK):
+        tally.add(block)
 
 
 @contextmanager
@@ -147,7 +184,7 @@ def _refusing_damage(shown: str) -> Iterator[None]:
 
 
 def _damage() -> tuple[type[Exception], ...]:
-    """What the readers raise on a file that is cut, corrupt or out of reach."""
+    """What the readers raise on a file that is cut or corrupt, and a disk on one that it cannot read."""
     from pyarrow import ArrowException
 
     return (OSError, EOFError, zlib.error, CsvError, UnicodeDecodeError, ArrowException)
@@ -163,8 +200,8 @@ def locate(names: Sequence[str], *, hub_options: hub.Options) -> list[Input]:
 
 
 def _locate(name: str, hub_options: hub.Options) -> Sequence[Input]:
+    fs, path = _opened(name)
     with _reaching(name):
-        fs, path = fsspec.core.url_to_fs(name)
         is_file, is_folder = fs.isfile(path), fs.isdir(path)
         matches = sorted(fs.glob(path)) if GLOB.search(name) and not (is_file or is_folder) else []
     if is_file:
@@ -182,13 +219,26 @@ def _locate(name: str, hub_options: hub.Options) -> Sequence[Input]:
     )
 
 
+def _opened(name: str) -> tuple[Any, str]:
+    """The file system of a name, and the path in it. Some kinds need more than a URL can say, a TypeError to fsspec."""
+    try:
+        with _reaching(name):
+            return cast(tuple[Any, str], fsspec.core.url_to_fs(name))
+    except TypeError as error:
+        raise UserError(f"{name} cannot be opened ({error}). Give a file, a folder, or another kind of URL.") from error
+
+
 @contextmanager
 def _reaching(name: str) -> Iterator[None]:
     """Each object store has errors of its own, all of which mean that the name cannot be reached."""
     try:
         yield
+    except BUGS:
+        raise
     except Exception as error:
-        raise UserError(f"{name} cannot be reached ({type(error).__name__}: {error}).") from error
+        raise Unreachable(
+            f"{name} cannot be reached ({type(error).__name__}: {error}). Look at its address and try again."
+        ) from error
 
 
 def _folder(fs: Any, path: str, name: str, hub_options: hub.Options) -> Sequence[Input]:
@@ -212,7 +262,8 @@ def _folder(fs: Any, path: str, name: str, hub_options: hub.Options) -> Sequence
 
 def _matches(fs: Any, pattern: str, name: str, matches: list[str]) -> Sequence[Input]:
     fixed = GLOB.split(pattern)[0].rpartition("/")[0]
-    members = [(match, match.removeprefix(fixed).lstrip("/")) for match in matches if fs.isfile(match)]
+    with _reaching(name):
+        members = [(match, match.removeprefix(fixed).lstrip("/")) for match in matches if fs.isfile(match)]
     files = [_file(fs, match, _shown(fs, match, name), relative) for match, relative in _data(members, name)]
     if not files:
         raise UserError(f"{name} matches no file that can be read. Known are {readers.SUFFIXES}.")
@@ -237,7 +288,17 @@ def _file(fs: Any, path: str, shown: str, relative: str, *, folder: str | None =
     stem = PurePosixPath(relative).name.split(".")[0]
     parent = PurePosixPath(path).parent.name
     own_name = PurePosixPath(folder).name if folder else (parent if is_split_name(stem) and parent else stem)
+    refuse_unwritable(shown, own_name)
     return File(fs, path, shown, own_name, split_of_path(relative))
+
+
+def refuse_unwritable(*texts: str | None) -> None:
+    """Refuse what a command line or a file system holds that is not UTF-8: no version could hold it."""
+    for text in texts:
+        try:
+            (text or "").encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(f"{text!r} is not UTF-8, and a version says where it comes from. Rename it.") from None
 
 
 def _shown(fs: Any, path: str, name: str) -> str:

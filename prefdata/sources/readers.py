@@ -2,7 +2,8 @@
 
 A reader yields (value, bytes as read). A row that cannot be read is a `SetAside` in its place; a file that cannot be
 read raises, and the caller names it. Lines end at a line feed (with or without a carriage return) and nowhere else, so
-Unicode's other line separators stay inside strings. A blank line is not a row.
+Unicode's other line separators stay inside strings; in a CSV file a carriage return alone ends a row too, unless it
+stands in quotes. A blank line is not a row.
 """
 
 import csv
@@ -10,7 +11,7 @@ import gzip
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from io import TextIOWrapper
+from io import BufferedReader, TextIOWrapper
 from itertools import chain
 from typing import Any, BinaryIO, cast
 
@@ -76,10 +77,11 @@ def comma_separated(stream: BinaryIO) -> Iterator[Read]:
 
 
 def parquet(stream: BinaryIO) -> Iterator[Read]:
-    """Apache Parquet, a batch of rows at a time."""
+    """Apache Parquet, a row group in memory at a time."""
     import pyarrow.parquet as pq
 
-    file = pq.ParquetFile(stream, page_checksum_verification=True)
+    # what is buffered ahead is all row groups at once, which a look at the first rows would pay for too
+    file = pq.ParquetFile(stream, page_checksum_verification=True, pre_buffer=False)
     _refuse_repeated(file.schema_arrow.names)
     rows = 0
     for batch in file.iter_batches(batch_size=ROWS_PER_BATCH, use_threads=False):
@@ -113,7 +115,8 @@ def _batch_rows(batch: Any) -> Iterator[Read]:
     batch.validate(full=True)
     try:
         rows = batch.to_pylist()
-    except (ValueError, OverflowError, RecursionError) as problem:  # a date beyond Python's, text that is not UTF-8
+    except (ValueError, OverflowError, RecursionError, KeyError) as problem:
+        # a date beyond Python's, text that is not UTF-8, a time zone that nobody knows
         raise MalformedError(f"it holds a value that can't be read: {problem}") from problem
     yield from map(table_row, rows)
 
@@ -172,6 +175,8 @@ def reads_sequentially(reader: Reader) -> bool:
 
 def _gunzipped(reader: Reader) -> Reader:
     def read(stream: BinaryIO) -> Iterator[Read]:
+        if not cast(BufferedReader, stream).peek(1):  # what gzip makes of nothing has a header all the same
+            raise MalformedError("it is empty, and so it is no gzip file")
         with gzip.GzipFile(fileobj=stream) as plain:
             yield from reader(cast(BinaryIO, plain))
 
@@ -291,15 +296,22 @@ def _text_row(source: str) -> Read:
 
 
 def _object_of_rows(document: str) -> Iterator[Read]:
-    """The `data` list of one JSON object, or the object itself as the only row."""
+    """The `data` list of one JSON object, or the object itself as the only row; refused if it holds more lists of rows."""
     value, raw = _text_row(document.strip())
     if isinstance(value, SetAside):
         raise MalformedError(f"it is one JSON object, but {value.detail}")
     data = value.get("data")
-    if isinstance(data, list):
-        yield from map(table_row, data)
-    else:
+    if not isinstance(data, list):
         yield value, raw
+        return
+    unread = [key for key, rows in value.items() if key != "data" and _holds_rows(rows)]
+    if unread:
+        raise MalformedError(f"beside its data it holds rows in {', '.join(unread)}: each needs a file of its own")
+    yield from map(table_row, data)
+
+
+def _holds_rows(value: object) -> bool:
+    return isinstance(value, list) and any(isinstance(item, dict) for item in value)
 
 
 def _csv_row(header: list[str], fields: list[str]) -> Value:

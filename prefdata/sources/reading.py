@@ -109,6 +109,7 @@ def read(
     """
     if split not in (None, "train", "test"):
         raise UserError(f"There is no split {split!r}: rows go to train or to test.")
+    inputs.refuse_unwritable(name, license, origin)
     given = formats.named(format) if format is not None else None
     names = [str(path) for path in ([paths] if isinstance(paths, str) else paths)]
     if not names:
@@ -122,9 +123,7 @@ def read(
 
 def _samples(found: Sequence[inputs.Input]) -> list[formats.Sample]:
     """The first rows of each input; refused when there is no row at all."""
-    samples = [
-        formats.Sample(each.shown, [v for v, _ in islice(each.read(inputs.Tally()), ROWS_TRIED)]) for each in found
-    ]
+    samples = [formats.Sample(each.shown, [v for v, _ in islice(each.read(), ROWS_TRIED)]) for each in found]
     if not any(sample.values for sample in samples):
         raise UserError(f"There are no rows in {formats.listed(samples)}.")
     return samples

@@ -1,0 +1,56 @@
+"""A build that runs beside an equal one publishes nothing a second time."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from prefdata import versions
+from prefdata.builds.job import Job, Stage, Unit, run
+from prefdata.versions import Version
+from prefdata.work import Tables, Work
+from tests import published
+
+
+class Beside(Job):
+    """One stage of one unit; while it is computed, an equal build may be published by another process."""
+
+    name, build_key, rows, already = "beside", "key", 1, None
+
+    def __init__(self, root: str, other: str) -> None:
+        self.root, self.work, self.notices = root, Work(root), []
+        self._other = other
+
+    def stages(self) -> Iterator[Stage]:
+        yield OneUnit(self.root, self._other)
+
+    def publish(self) -> Version:
+        return published.publish(self.root)
+
+
+class OneUnit(Stage):
+    name = "one"
+
+    def __init__(self, root: str, other: str) -> None:
+        self._root, self._other = root, other
+
+    def units(self) -> list[Unit]:
+        return [Unit("ab" * 32, 1)]
+
+    def compute(self, unit: Unit) -> Tables:
+        published.publish(self._root, build_key=self._other)
+        return {}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+@pytest.mark.parametrize(("other", "made"), [("key", ["v1"]), ("another", ["v1", "v2"])])
+def test_of_two_equal_builds_that_run_at_once_one_is_published(tmp_path: Path, other: str, made: list[str]) -> None:
+    root = str(tmp_path)
+    outcome = run(Beside(root, other))
+    assert [version.name for version in versions.every(root)] == made
+    assert outcome.version.name == made[-1]
+    assert outcome.published is (made == ["v1", "v2"])
+    assert outcome.computed == 1
+    assert ("1 units computed, and nothing published" in outcome.sentence()) is not outcome.published
