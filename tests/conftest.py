@@ -1,5 +1,49 @@
-"""Fixtures that several files of tests share: one server for all of them."""
+"""Fixtures that several files of tests share: one server for all of them, and one policy with its version."""
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.prefect_server import prefect_server
 from tests.s3_server import s3, s3_server
 
-__all__ = ["s3", "s3_server"]
+if TYPE_CHECKING:
+    from prefdata.versions import Version
+    from tests.trainer_world import World
+    from trainers.options import Options
+
+__all__ = ["model", "options", "prefect_server", "s3", "s3_server", "small_world", "version", "world"]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> "World":
+    """What tests of the trainer read and none of them changes."""
+    from tests.trainer_world import make_world  # imports torch, which most tests do without
+
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="session")
+def small_world(tmp_path_factory: pytest.TempPathFactory) -> "World":
+    """For runs that are killed or wait for each other at every step: an epoch is steps of 8, 8 and 5 rows."""
+    from tests.trainer_world import make_world
+
+    return make_world(tmp_path_factory.mktemp("small_world"), plain=16, masked=5, held_out=5)
+
+
+@pytest.fixture(scope="session")
+def model(world: "World") -> str:
+    return world.model
+
+
+@pytest.fixture(scope="session")
+def version(world: "World") -> "Version":
+    return world.version
+
+
+@pytest.fixture
+def options(world: "World", tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> "Options":
+    """A run of a few steps, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    return world.options

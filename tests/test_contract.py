@@ -15,18 +15,13 @@ from prefdata.storage import Storage
 from prefdata.versions import Version
 from schemas.manifest import Manifest
 from schemas.pairs import BASE, REFERENCE
-from tests.tiny_world import completion_rows, pair_rows, publish, save_model, table, with_reference
+from tests.tiny_world import completion_rows, pair_rows, publish, table, with_reference
 from trainers import contract
 from trainers.contract import MissingColumns, check, check_rows
 from trainers.objectives import find
 
 SIDES = ("chosen", "rejected")
 V7 = Version(Storage("data/v7"), cast(Manifest, {"version": "v7"}))  # what a refusal of its rows says of it
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_model(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ from torch.testing import assert_close
 from prefdata import logprobs, models
 from prefdata.tokens import Renderer, differences
 from prefdata.versions import Version
+from tests.tiny_models import save_tiny_model
 from tests.tiny_world import completion_rows, pair_rows, publish, save_model, table, with_reference
-from tests.trainer_world import Talk, World, make_world, rows_of, task_of, weights
-from trainers import agreement, data, runs
-from trainers import train as training
+from tests.trainer_world import Talk, rows_of, task_of, weights
+from trainers import agreement, data, policy, runs, schedule
 from trainers.loop import Loop, step, sum_scored
 from trainers.objectives import OBJECTIVES
 from trainers.options import Options
@@ -28,28 +29,6 @@ from trainers.progress import Cadence
 from trainers.run import train
 
 LOSSES = pytest.mark.parametrize("loss", sorted(OBJECTIVES))
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def model(world: World) -> str:
-    return world.model
-
-
-@pytest.fixture(scope="module")
-def version(world: World) -> Version:
-    return world.version
-
-
-@pytest.fixture
-def options(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
-    """A run of a few steps, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    return world.options
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +226,7 @@ def test_a_step_is_divided_by_all_its_tokens_or_all_its_rows(
 def run_arguments(folder: Path, batch_size: int, accumulate: int) -> Any:
     config = {"batch_size": batch_size, "accumulate": accumulate, "lr": 1e-3, "warmup": 0.0, "seed": 0}
     config["gradient_checkpointing"] = False
-    return training._arguments(runs.Run(folder, config, False, None), 1, Processes())
+    return schedule.arguments(runs.Run(folder, config, False, None), 1, Processes())
 
 
 # -- a whole run -------------------------------------------------------------------------------------------------------
@@ -384,8 +363,28 @@ def test_step_0_warns_when_the_same_weights_disagree(version: Version, model: st
 # -- dropout ---------------------------------------------------------------------------------------------
 
 
-def test_dropout_is_off_unless_asked_for(options: Options) -> None:
-    same = [train(replace(options, steps=2, fresh=True), say=Talk()) for _ in range(2)]
-    dropped = train(replace(options, steps=2, dropout=0.5), say=Talk())
-    assert same[0].after == same[1].after
-    assert same[0].train["entropy"] != dropped.train["entropy"]
+def probabilities(net: torch.nn.Module) -> list[float]:
+    """Of every dropout, wherever it is kept."""
+    kept = [module.p for module in net.modules() if isinstance(module, torch.nn.Dropout)]
+    return kept + [module.attention_dropout for module in net.modules() if hasattr(module, "attention_dropout")]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("asked", [0.0, 0.5])
+def test_dropout_is_what_was_asked_for_and_never_the_models_own(
+    options: Options, tmp_path: Path, family: str, asked: float
+) -> None:
+    folder = save_tiny_model(tmp_path / "drops", family)
+    config = json.loads((folder / "config.json").read_text())
+    drops = {name: 0.3 for name in config if "pdrop" in name or "dropout" in name}
+    assert drops
+    (folder / "config.json").write_text(json.dumps(config | drops))
+    plan: Any = SimpleNamespace(model=str(folder), options=replace(options, dropout=asked), config={"lora": None})
+    found = probabilities(policy.load(plan, Talk()))
+    assert found
+    assert set(found) == {asked}
+
+
+def test_dropout_that_is_asked_for_drops(options: Options) -> None:
+    plain, dropped = (train(replace(options, steps=1, dropout=p), say=Talk()) for p in (0.0, 0.5))
+    assert plain.train["entropy"] != dropped.train["entropy"]

@@ -8,35 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from prefdata.versions import Version
-from tests.trainer_world import World, arguments, make_world
+from tests.trainer_world import arguments
 from trainers import contract, run
 from trainers.objectives import OBJECTIVES, Pair, ReferencedPair
 from trainers.options import Options
 
 PROJECT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def model(world: World) -> str:
-    return world.model
-
-
-@pytest.fixture(scope="module")
-def version(world: World) -> Version:
-    return world.version
-
-
-@pytest.fixture
-def options(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
-    """A run of a few steps, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    return world.options
 
 
 @pytest.fixture

@@ -14,17 +14,12 @@ from transformers import TrainerControl, TrainerState
 from prefdata import models
 from prefdata.errors import UserError
 from tests.tiny_world import pair_rows, publish, table
-from tests.trainer_world import Talk, World, make_world, rows_of, task_of, weights
+from tests.trainer_world import Talk, World, rows_of, task_of, weights
 from trainers import data
 from trainers.loop import step
 from trainers.options import Options
 from trainers.progress import EarlyStop
 from trainers.run import RunResult, summary, train
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
 
 
 def hasty(world: World) -> Options:
@@ -33,8 +28,8 @@ def hasty(world: World) -> Options:
 
 
 @pytest.fixture
-def options(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
-    monkeypatch.chdir(tmp_path)
+def options(world: World, options: Options) -> Options:
+    """In a folder of its own."""
     return hasty(world)
 
 

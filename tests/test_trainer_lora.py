@@ -13,7 +13,8 @@ from torch.testing import assert_close
 from prefdata import logprobs, models
 from prefdata.errors import UserError
 from prefdata.versions import Version
-from tests.trainer_world import Talk, World, make_world, rows_of, stop_after, task_of, weights
+from tests.tiny_models import tiny_model
+from tests.trainer_world import Talk, World, rows_of, stop_after, task_of, weights
 from trainers import data, lora
 from trainers.loop import step
 from trainers.objectives import OBJECTIVES
@@ -24,21 +25,9 @@ from trainers.run import train
 POLICY = {"name": "somewhere/policy", "commit": None}
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def version(world: World) -> Version:
-    return world.version
-
-
 @pytest.fixture
-def options(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
-    """A run of a few steps, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    return replace(world.options, lora_rank=4, lr=1e-2)
+def options(options: Options) -> Options:
+    return replace(options, lora_rank=4, lr=1e-2)
 
 
 def attached(world: World, targets: str | list[str] = lora.ALL) -> torch.nn.Module:
@@ -83,6 +72,31 @@ def test_targets_are_the_named_layers_and_unknown_ones_are_refused_with_those_th
     assert touched == {"q_proj", "v_proj"}
     with pytest.raises(UserError, match="--lora-targets query: the model has no such linear layer; it has down_proj, "):
         attached(world, ["q_proj", "query"])
+
+
+def test_a_head_gets_an_adapter_unless_its_weights_are_the_embeddings_too(world: World) -> None:
+    """Merged into a tied head it would change the embedding, and the saved model would be another."""
+    assert "lm_head" not in {
+        name.split(".lora_")[0].rpartition(".")[2] for name, _ in attached(world).named_parameters()
+    }
+    for named in ("lm_head", "q_proj,lm_head"):
+        with pytest.raises(
+            UserError, match="--lora-targets lm_head: the head's weights are those of the input embedding"
+        ):
+            attached(world, named.split(","))
+    adapter = {"rank": 4, "alpha": 8.0, "targets": ["lm_head"]}
+    untied = lora.attach(tiny_model("llama"), adapter, policy=POLICY, seed=0)
+    assert {name.split(".lora_")[0].rpartition(".")[2] for name, p in untied.named_parameters() if p.requires_grad} == {
+        "lm_head"
+    }
+
+
+def test_an_adapter_named_as_a_model_is_said_to_be_one(options: Options, world: World) -> None:
+    adapter = train(replace(options, steps=1), say=Talk()).folder
+    with pytest.raises(UserError) as refused:
+        train(replace(options, model=str(adapter)), say=Talk())
+    assert f"{adapter} holds a LoRA adapter of {world.model}" in str(refused.value)
+    assert "train it with --merge" in str(refused.value)
 
 
 def test_step_0_agrees_and_the_run_leaves_an_adapter_that_loads_with_what_it_learnt(

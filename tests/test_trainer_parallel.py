@@ -1,8 +1,10 @@
 """One run in two processes over gloo: the weights of one process with twice the batch, one folder, one voice."""
 
+import errno
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,19 +16,20 @@ import torch
 from torch import Tensor
 
 from prefdata.errors import UserError
-from tests.trainer_world import Started, Talk, World, arguments, make_world, rows_of, stop_after, weights
+from tests.tiny_world import pair_rows, publish, table
+from tests.trainer_world import Started, Talk, World, arguments, rows_of, stop_after, weights
 from trainers import checkpoints, data, runs
 from trainers.options import Options
-from trainers.processes import joined
+from trainers.processes import Elsewhere, Processes, joined, speaks
 from trainers.run import train
 
 PROJECT = Path(__file__).parents[1]
 RUN = "run"
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
+def options_of(small_world: World) -> Options:
+    """On into a second epoch."""
+    return replace(small_world.options, steps=5, save_every=2, eval_every=2)
 
 
 def halved(options: Options) -> Options:
@@ -35,10 +38,10 @@ def halved(options: Options) -> Options:
 
 
 @pytest.fixture(scope="module")
-def two(world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def two(small_world: World, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two processes that nothing interrupts."""
     folder = tmp_path_factory.mktemp("two")
-    started = Started(folder, halved(replace(world.options, out=RUN)), processes=2)
+    started = Started(folder, halved(replace(options_of(small_world), out=RUN)), processes=2)
     assert started.wait() == [0, 0], started.said()
     assert started.said(1) == ""
     return folder / RUN
@@ -68,8 +71,8 @@ def test_every_row_is_read_once_an_epoch_in_equally_many_micro_batches(rows: int
     assert steps[0] == sorted(next(iter(order.steps())))  # micro-batches of a step hold the rows of that step
 
 
-def test_an_epoch_has_an_order_of_its_own_through_the_loader(world: World, tmp_path: Path) -> None:
-    rows = rows_of(world.version, "sft", tmp_path)
+def test_an_epoch_has_an_order_of_its_own_through_the_loader(small_world: World, tmp_path: Path) -> None:
+    rows = rows_of(small_world.version, "sft", tmp_path)
     loader = data.Loader(rows, data.MicroBatches(data.EpochOrder(rows.lengths, 0, 8), 4))
 
     def read(epoch: int) -> list[str]:
@@ -85,11 +88,14 @@ def test_an_epoch_has_an_order_of_its_own_through_the_loader(world: World, tmp_p
 
 @pytest.mark.slow
 def test_torchrun_gives_the_weights_of_one_process_with_twice_the_batch(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """sft counts tokens, and 69 rows in steps of 8 leave a process without a row at the end of the epoch."""
+    """sft counts tokens, and 5 rows in steps of 4 leave a process without a row in every second step."""
     monkeypatch.chdir(tmp_path)
-    options = replace(world.options, loss="sft", steps=10)
+    few = publish(
+        tmp_path / "few", {"train": table(pair_rows(5)), "test": table(pair_rows(3, seed=1))}, small_world.model
+    )
+    options = replace(options_of(small_world), data=few.url, loss="sft", steps=4, accumulate=1)
     one = train(replace(options, out="one"), say=Talk())
     line = [*arguments(halved(options))]
     done = subprocess.run(
@@ -100,7 +106,7 @@ def test_torchrun_gives_the_weights_of_one_process_with_twice_the_batch(
         timeout=240,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("done: 10 steps") == 1
+    assert done.stdout.count("done: 4 steps") == 1
     assert "in 2 processes" in done.stdout
     assert [path.name for path in Path("runs").iterdir()] == ["v1-sft-1"]
     assert_equal_weights(weights("one"), weights("runs/v1-sft-1"))
@@ -112,19 +118,18 @@ def test_torchrun_gives_the_weights_of_one_process_with_twice_the_batch(
 
 
 @pytest.mark.slow
-def test_a_pair_loss_too(world: World, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pair_loss_too(small_world: World, two: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert_equal_weights(weights(train(world.options, say=Talk()).folder), weights(two))
+    assert_equal_weights(weights(train(options_of(small_world), say=Talk()).folder), weights(two))
 
 
 @pytest.mark.slow
 def test_an_adapter_in_micro_batches_with_recomputed_activations_too(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    options = replace(
-        world.options, lora_rank=4, merge=True, gradient_checkpointing=True, batch_size=2, accumulate=4, early_stop=9
-    )
+    changes = {"lora_rank": 4, "merge": True, "gradient_checkpointing": True, "batch_size": 2, "accumulate": 4}
+    options = replace(options_of(small_world), **changes, early_stop=9)  # type: ignore[arg-type]
     one = train(replace(options, out="one"), say=Talk())
     started = Started(tmp_path, halved(replace(options, out=RUN)), processes=2)
     assert started.wait() == [0, 0], started.said()
@@ -138,10 +143,10 @@ def test_an_adapter_in_micro_batches_with_recomputed_activations_too(
 
 
 @pytest.mark.slow
-def test_two_killed_processes_go_on_and_end_in_the_same_weights(world: World, two: Path, tmp_path: Path) -> None:
-    options = halved(replace(world.options, out=RUN))
+def test_two_killed_processes_go_on_and_end_in_the_same_weights(small_world: World, two: Path, tmp_path: Path) -> None:
+    options = halved(replace(options_of(small_world), out=RUN))
     started = Started(tmp_path, options, processes=2)
-    while started.running and not checkpoints.path(tmp_path / RUN, 4).exists():
+    while started.running and not checkpoints.path(tmp_path / RUN, 2).exists():
         time.sleep(0.001)
     assert started.kill()
     again = Started(tmp_path, options, processes=2)
@@ -152,16 +157,16 @@ def test_two_killed_processes_go_on_and_end_in_the_same_weights(world: World, tw
 
 
 def test_a_run_of_another_number_of_processes_is_another_run(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    stopped = train(world.options, say=stop_after(1))
+    stopped = train(options_of(small_world), say=stop_after(1))
     content = (stopped.folder / "run.json").read_text()
     (stopped.folder / "run.json").write_text(content.replace('"processes": 1', '"processes": 2'))
     with pytest.raises(UserError, match="processes: 2 then, 1 now"):
-        train(replace(world.options, out=str(stopped.folder)), say=Talk())
+        train(replace(options_of(small_world), out=str(stopped.folder)), say=Talk())
     talk = Talk()
-    assert train(replace(world.options, steps=12), say=talk).folder != stopped.folder
+    assert train(options_of(small_world), say=talk).folder != stopped.folder
     assert "runs/v1-dpo-1 is this run in 2 processes, unfinished" in talk.text
 
 
@@ -195,17 +200,43 @@ def not_finite_in_the_second() -> None:
         logprobs.forward = forward
 
 
+def no_space_in_the_second() -> None:
+    """A full disk where the second process copies its rows."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if os.environ["RANK"] == "1":
+        tempfile.mkstemp = full  # type: ignore[assignment]
+
+
+def no_memory_in_the_second() -> None:
+    """A device that the second process fills up in a step, while the first waits for its gradient."""
+    from prefdata import logprobs
+
+    true_forward = logprobs.forward
+
+    def forward(model: torch.nn.Module, trees: object, **asked: object) -> logprobs.Scores:
+        if model.training:
+            raise torch.OutOfMemoryError("out of memory")
+        return true_forward(model, trees, **asked)  # type: ignore[arg-type]
+
+    if os.environ["RANK"] == "1":
+        logprobs.forward = forward
+
+
 @pytest.mark.parametrize(
     ("before", "said", "left"),
     [
+        (no_space_in_the_second, "stopped by the machine: no space left on device", False),
         (fails_in_the_second, "the model is gone from here.", False),
         (not_finite_in_the_second, "the loss is not finite at step 1, from row ", True),
     ],
 )
 def test_an_error_of_one_process_ends_all_with_one_message(
-    world: World, tmp_path: Path, before: Callable[[], None], said: str, left: bool
+    small_world: World, tmp_path: Path, before: Callable[[], None], said: str, left: bool
 ) -> None:
-    started = Started(tmp_path, halved(replace(world.options, out=RUN)), processes=2, before=before)
+    started = Started(tmp_path, halved(replace(options_of(small_world), out=RUN)), processes=2, before=before)
     codes = started.wait()
     lines = [line for rank in (0, 1) for line in started.said(rank).splitlines()]
     assert sorted(codes, key=str) == [0, 2]
@@ -214,8 +245,18 @@ def test_an_error_of_one_process_ends_all_with_one_message(
     assert (tmp_path / RUN).exists() == left
 
 
-def test_what_both_processes_find_wrong_is_said_once(world: World, tmp_path: Path) -> None:
-    started = Started(tmp_path, replace(world.options, steps=-1), processes=2)
+def test_a_process_that_is_gone_is_one_sentence_of_the_other(small_world: World, tmp_path: Path) -> None:
+    started = Started(
+        tmp_path, halved(replace(options_of(small_world), out=RUN)), processes=2, before=no_memory_in_the_second
+    )
+    assert started.wait() == [2, 2]
+    assert started.said(1).startswith("the device has no memory for 2 rows at once. Give a smaller --batch-size")
+    assert "another process of the run stopped, and this one with it; the same command goes on" in started.said(0)
+    assert not any("Traceback" in started.said(rank) for rank in (0, 1))
+
+
+def test_what_both_processes_find_wrong_is_said_once(small_world: World, tmp_path: Path) -> None:
+    started = Started(tmp_path, replace(options_of(small_world), steps=-1), processes=2)
     assert started.wait() == [2, 0]
     assert started.said(0) == "--steps is -1; it must be above 0.\n"
     assert started.said(1) == ""
@@ -226,3 +267,30 @@ def test_several_processes_without_torchrun_are_refused(monkeypatch: pytest.Monk
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(UserError, match="start several processes with torchrun"), joined():
         pass
+
+
+def test_more_processes_than_gpus_are_refused_in_all_of_them_and_by_one_voice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that went on would wait for the others."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    told = {"WORLD_SIZE": "3", "LOCAL_WORLD_SIZE": "3", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    for rank in ("0", "1", "2"):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("LOCAL_RANK", rank)
+        with (
+            pytest.raises(
+                UserError, match="3 processes here, and there are 2 GPUs: give --nproc_per_node 2"
+            ) as refused,
+            joined(),
+        ):
+            pass
+        assert isinstance(refused.value, Elsewhere) == (rank != "0")
+
+
+def test_a_world_size_that_is_empty_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "")
+    with joined() as processes:
+        assert processes == Processes()
+    assert speaks()

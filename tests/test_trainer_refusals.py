@@ -1,7 +1,10 @@
 """What stops a run, before it begins and on its way: one sentence, and nothing lost."""
 
+import errno
 import json
 import math
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,35 +16,14 @@ from prefdata import logprobs, manifests
 from prefdata.errors import UserError
 from prefdata.tokens import Renderer, differences
 from prefdata.versions import Version
+from tests.tiny_models import save_llama
 from tests.tiny_world import completion_rows, publish, save_model, table
-from tests.trainer_world import Talk, World, make_world, weights
+from tests.trainer_world import Talk, weights
 from trainers import data
 from trainers.loop import NotFinite, sum_scored
 from trainers.objectives import OBJECTIVES, ReferencedPair, find
 from trainers.options import Options
 from trainers.run import train
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def model(world: World) -> str:
-    return world.model
-
-
-@pytest.fixture(scope="module")
-def version(world: World) -> Version:
-    return world.version
-
-
-@pytest.fixture
-def options(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
-    """A run of a few steps, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    return world.options
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_row(
@@ -138,6 +120,68 @@ def test_rows_longer_than_the_model_are_refused_and_leave_no_run(options: Option
     assert not list(Path("runs").iterdir())
 
 
+def test_token_ids_beyond_the_embeddings_are_refused_and_leave_no_run(
+    options: Options, model: str, tmp_path: Path
+) -> None:
+    few = Path(shutil.copytree(model, tmp_path / "few"))
+    save_llama(few, vocabulary=40, positions=64)
+    with pytest.raises(UserError, match=r"holds token id 62, and .*few has embeddings for ids below 40"):
+        train(replace(options, model=str(few)), say=Talk())
+    assert not list(Path("runs").iterdir())
+
+
+def test_a_warm_up_longer_than_the_epochs_is_refused_and_leaves_no_run(options: Options) -> None:
+    """69 rows in steps of 64: how many steps there are is known once the rows are."""
+    with pytest.raises(UserError, match="--warmup is 2 steps and the run has 2: "):
+        train(replace(options, batch_size=64, accumulate=1, steps=None, warmup=2), say=Talk())
+    assert not list(Path("runs").iterdir())
+
+
+def test_a_folder_of_the_user_stays_when_nothing_was_trained(options: Options, tmp_path: Path) -> None:
+    short = save_model(tmp_path / "short", positions=12)
+    Path("mine").mkdir()
+    for out in ("mine", "new"):
+        with pytest.raises(UserError, match="has positions for 12"):
+            train(replace(options, model=short, chat_template="version", out=out), say=Talk())
+    assert list(Path("mine").iterdir()) == []
+    assert not Path("new").exists()
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_run(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("trainers.data.tempfile.mkstemp", full)
+    with pytest.raises(UserError, match="stopped by the machine: no space left on device"):
+        train(options, say=Talk())
+    assert not list(Path("runs").iterdir())
+
+
+def scored(model: str, folder: Path, scores: list[float | None]) -> Version:
+    rows = [row | {"score": score} for row, score in zip(completion_rows(len(scores)), scores, strict=True)]
+    return publish(folder, {"train": table(rows, "completions")}, model, kind="completions")
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        ([-19.0, None, 0.0, -3.5], "scores from -19 to 0, and --loss sft imitates all of them alike"),
+        ([1.0, 1.0, None, 1.0], None),
+        ([None] * 4, None),
+    ],
+)
+def test_imitating_good_and_bad_answers_alike_is_said(
+    options: Options, model: str, tmp_path: Path, scores: list[float | None], said: str | None
+) -> None:
+    version, talk = scored(model, tmp_path / "scored", scores), Talk()
+    train(replace(options, data=version.url, loss="sft", steps=1), say=talk)
+    notices = [line for line in talk if line.startswith("notice: ")]
+    assert len(notices) == (said is not None)
+    if said:
+        assert notices[0].startswith(f"notice: the train rows of v1 carry {said}")
+        assert talk.index(notices[0]) < next(place for place, line in enumerate(talk) if line.startswith("new run"))
+
+
 def test_a_model_that_is_gone_is_asked_for(version: Version, options: Options, tmp_path: Path) -> None:
     manifest = json.loads((Path(version.url) / "manifest.json").read_text())
     moved = tmp_path / "moved" / "v1"
@@ -150,23 +194,24 @@ def test_a_model_that_is_gone_is_asked_for(version: Version, options: Options, t
         train(replace(options, data=str(moved)), say=Talk())
 
 
-def test_a_model_with_other_weights_than_the_manifest_says_must_be_asked_for(
-    version: Version, options: Options, tmp_path: Path
+@pytest.mark.parametrize(("key", "what"), [("digest", "digest"), ("config_digest", "settings of digest")])
+def test_a_model_with_other_weights_or_settings_than_the_manifest_says_must_be_asked_for(
+    version: Version, options: Options, tmp_path: Path, key: str, what: str
 ) -> None:
     moved = tmp_path / "moved" / "v1"
     moved.mkdir(parents=True)
     for folder in ("train", "test"):
         (moved / folder).symlink_to(Path(version.url) / folder)
     manifest = json.loads((Path(version.url) / "manifest.json").read_text())
-    manifest["reference"]["digest"] = "0" * 64
+    manifest["reference"][key] = "0" * 64
     (moved / "manifest.json").write_bytes(manifests.as_bytes(manifests.sealed(manifest)))
-    with pytest.raises(UserError, match="with digest 000000000000"):
+    with pytest.raises(UserError, match=f"with {what} 000000000000"):
         train(replace(options, data=str(moved)), say=Talk())
     for loss in ("orpo", "sft"):  # they don't read it
         talk = Talk()
         assert train(replace(options, data=str(moved), loss=loss, steps=1), say=talk).finished
         [notice] = [line for line in talk if line.startswith("notice: ")]
-        assert "with digest 000000000000" in notice
+        assert f"with {what} 000000000000" in notice
         assert f"--loss {loss} does not read that reference" in notice
 
 
@@ -178,7 +223,12 @@ def test_a_model_with_other_weights_than_the_manifest_says_must_be_asked_for(
         ({"lr": -1.0}, "--lr is -1"),
         ({"batch_size": 0}, "--batch-size is 0"),
         ({"lr": math.nan}, "--lr is nan"),
-        ({"warmup": -0.1}, "--warmup"),
+        (
+            {"warmup": -0.1},
+            "--warmup is -0.1; it must be a share of the steps (at least 0, below 1), or a whole number",
+        ),
+        ({"warmup": 2.5}, "--warmup is 2.5; it must be a share of the steps"),
+        ({"warmup": 12}, "--warmup is 12 steps and the run has 12: "),
         ({"dropout": 1.0}, "--dropout"),
         ({"loss": "rpo"}, "3 meanings"),
         ({"set": ("gamma=1",)}, "no knob called 'gamma'"),

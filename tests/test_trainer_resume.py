@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +19,9 @@ from prefdata.errors import UserError
 from prefdata.tokens import Renderer
 from prefdata.versions import Version
 from tests.tiny_world import pair_rows, publish, table
-from tests.trainer_world import Talk, World, make_world, stop_after, weights
-from trainers import runs
-from trainers import train as training
+from tests.trainer_world import Talk, stop_after, weights
+from trainers import plan as planning
+from trainers import policy, runs
 from trainers.loop import Loop
 from trainers.objectives import find
 from trainers.options import Options
@@ -28,28 +29,6 @@ from trainers.processes import Processes
 from trainers.progress import Interrupt
 from trainers.run import RunResult, train
 from trainers.sources import Sources
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    return make_world(tmp_path_factory.mktemp("world"))
-
-
-@pytest.fixture(scope="module")
-def model(world: World) -> str:
-    return world.model
-
-
-@pytest.fixture(scope="module")
-def version(world: World) -> Version:
-    return world.version
-
-
-@pytest.fixture
-def options(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Options:
-    """A run of a few steps, in a folder of its own."""
-    monkeypatch.chdir(tmp_path)
-    return world.options
 
 
 @pytest.fixture
@@ -78,6 +57,49 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_weights(options: Options, cl
         assert torch.equal(value, weights(finished.folder)[name]), name
 
 
+def test_an_evaluation_that_a_stop_leaves_out_moves_no_draw_of_dropout(options: Options) -> None:
+    """Stopped after step 7, whose evaluation is due and left for the end."""
+    drops = replace(options, dropout=0.3, eval_every=7)
+    clean = train(replace(drops, out="whole"), say=Talk())
+    stopped = train(drops, say=stop_after(6))
+    assert stopped.steps == 7
+    finished = train(drops, say=Talk())
+    assert finished.continued
+    for name, value in weights(clean.folder).items():
+        assert torch.equal(value, weights(finished.folder)[name]), name
+
+
+def test_curves_have_every_step_once_after_a_stop(options: Options) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(options, say=stop_after(6))
+    folder = train(options, say=Talk()).folder
+    events = EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert [point.step for point in events.Scalars("train/loss")] == list(range(1, 13))
+
+
+def edit_config(model: Path, **changes: Any) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_a_model_whose_settings_were_edited_is_not_gone_on_with(options: Options, model: str, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(model, tmp_path / "copy"))
+    asked = replace(options, model=str(copy))
+    stopped = train(asked, say=stop_after(1))
+    edit_config(copy, rms_norm_eps=0.1)
+    with pytest.raises(UserError, match=r"holds a run already, with other settings .*policy: "):
+        train(replace(asked, out=str(stopped.folder)), say=Talk())
+    talk = Talk()
+    other = train(replace(asked, steps=12), say=talk)
+    assert not other.continued
+    assert other.folder != stopped.folder
+    assert "is another model than the stored reference" in talk.text
+    assert "with the same weights and other settings" in talk.text
+    assert "warning" not in talk.text
+
+
 def test_a_checkpoint_that_a_kill_cut_short_is_passed_over(options: Options, clean: RunResult) -> None:
     stopped = train(options, say=stop_after(6))
     (stopped.folder / "checkpoint-7" / "trainer_state.json").write_text('{"global_')
@@ -92,7 +114,7 @@ def test_a_run_killed_between_its_last_step_and_its_end_trains_no_further(
     options: Options, clean: RunResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(training, "_save", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(policy, "save", lambda *_: os.kill(os.getpid(), signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             train(options, say=Talk())
     finished = train(options, say=Talk())
@@ -158,6 +180,29 @@ def test_a_run_that_another_process_finished_meanwhile_is_not_trained_again(
     true_lock(folder).close()  # it was given back
 
 
+@pytest.mark.parametrize("same", [True, False])
+def test_a_run_that_another_process_began_meanwhile_is_seen_under_the_lock(
+    options: Options, monkeypatch: pytest.MonkeyPatch, same: bool
+) -> None:
+    """It is begun, and killed, between the first look at an empty folder and the lock."""
+    config = {"data": {"version": "v1"}, "loss": "dpo", "steps": 1}
+    true_lock = runs._lock
+
+    def begin_then_lock(where: Path) -> Any:
+        runs.Run(where, config if same else config | {"steps": 2}, False, None).write("begun")
+        return true_lock(where)
+
+    monkeypatch.setattr(runs, "_lock", begin_then_lock)
+    if same:
+        run, said = runs.claim(config, out="here", fresh=False)
+        assert run.continues
+        assert "going on" in said
+        run.release()
+    else:
+        with pytest.raises(UserError, match=r"here holds a run already, with other settings \(steps: 2 then, 1 now\)"):
+            runs.claim(config, out="here", fresh=False)
+
+
 def test_a_run_folder_that_cannot_be_written_is_one_sentence(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     train(options, say=stop_after(1))
     folder = Path("runs/v1-dpo-1")
@@ -199,7 +244,7 @@ def test_an_edited_template_is_another_run_and_a_renamed_one_is_not(
         renderer = Renderer.load(model, chat_template=str(first))
         asked = replace(options, chat_template=str(first))
         sources = Sources((version,))
-        return training._config(asked, sources, find("dpo"), {}, models.describe(model), renderer, Processes())
+        return planning._config(asked, sources, find("dpo"), {}, models.describe(model), renderer, Processes())
 
     before = config()
     first.write_text("{# edited #}" + text)

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -42,11 +43,11 @@ class World:
         )
 
 
-def make_world(folder: Path) -> World:
-    """69 pairs to train on, some with a mask, and 20 held out."""
+def make_world(folder: Path, *, plain: int = 60, masked: int = 9, held_out: int = 20) -> World:
+    """Pairs to train on, some with a mask, and pairs held out."""
     model = save_model(folder / "model")
-    train_rows = with_reference(table(pair_rows(60, seed=1) + pair_rows(9, seed=3, masked=True)), model)
-    test_rows = with_reference(table(pair_rows(20, seed=2)), model)
+    train_rows = with_reference(table(pair_rows(plain, seed=1) + pair_rows(masked, seed=3, masked=True)), model)
+    test_rows = with_reference(table(pair_rows(held_out, seed=2)), model)
     version = publish(folder / "data", {"train": train_rows, "test": test_rows}, model, reference_model=model)
     return World(model, version)
 
@@ -155,6 +156,7 @@ def _told(processes: int) -> list[dict[str, str]]:
         port = free.getsockname()[1]
     common = {
         "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "OMP_NUM_THREADS": "1",
@@ -168,6 +170,11 @@ def _main(folder: Path, line: list[str], told: Mapping[str, str], before: Callab
     torch.set_num_threads(1)
     with (folder / f"{told['RANK']}-{SAID}").open("w", buffering=1) as said:
         sys.stdout = sys.stderr = said
-        if before is not None:
-            before()
-        sys.exit(run.main(line))
+        try:
+            if before is not None:
+                before()
+            code = run.main(line)
+        except Exception:  # said where the tests look, and not where a process without a terminal would
+            traceback.print_exc(file=said)
+            code = 1
+        sys.exit(code)

@@ -9,17 +9,23 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
 from prefdata import logprobs
+from prefdata.report.of_run import STEP_ZERO
 from prefdata.versions import Version
+from trainers import contract
+from trainers.processes import Say
+
+if TYPE_CHECKING:
+    from trainers.loop import Loop
+    from trainers.plan import Plan
 
 PROBE_ROWS = 32
-STEP_ZERO = "step0.json"  # in the run folder
 # nats per token that the same weights may differ by; bfloat16 is kernel and padding noise
 ALLOWED = {"float32": 1e-3, "bfloat16": 3e-2}
 
@@ -46,6 +52,8 @@ class Agreement:
             if self.same_model
             else f"the policy ({_named(policy)}) is another model than the stored reference ({_named(reference)})"
         )
+        if not self.same_model and policy.get("digest") == reference.get("digest"):
+            which += ", with the same weights and other settings"
         text = f"{which}; mean |policy - reference| is {self.mean:.2g} nats per token ({self.tokens:,} tokens of {self.rows} rows)"
         if self.suspicious:
             text += (
@@ -53,6 +61,38 @@ class Agreement:
                 " differ from when the reference was stored"
             )
         return text
+
+
+def step_zero(plan: "Plan", model: Any, loop: "Loop", say: Say) -> None:
+    """How policy and stored reference agree, for every version; said, and kept in the run folder for its report."""
+    several = len(plan.sources.versions) > 1
+    every: dict[str, Agreement | None] = {}
+    for version in plan.sources.versions:
+        name = plan.sources.label(version)
+        found = every[name] = _of_version(plan, version, model, loop)
+        if found is None:
+            said = f"{name} stores no reference log-probs, so there is nothing to compare the policy with"
+        else:
+            sentence = found.sentence(plan.config["policy"], version.manifest["reference"] or {})
+            said = f"{name}: {sentence}" if several else sentence
+        say(f"step 0: {said}")
+    keep(Path(str(loop.args.output_dir)), every)
+
+
+def _of_version(plan: "Plan", version: Version, model: Any, loop: "Loop") -> Agreement | None:
+    sides = tuple(plan.objective.batch.sides[version.kind].values())
+    rows = probe(version, version.splits[-1], sides)
+    reference = version.manifest["reference"]
+    if rows is None or not reference:
+        return None
+    return measure(
+        model,
+        rows,
+        sides,
+        same_model=contract.same_model(plan.config["policy"], reference),
+        dtype=plan.config["dtype"],
+        context=loop.autocast_smart_context_manager(),
+    )
 
 
 def keep(folder: Path, found: Mapping[str, Agreement | None]) -> None:

@@ -84,6 +84,16 @@ def check_lengths(version: Version, longest: int, room: int | None, model: str) 
         )
 
 
+def check_ids(version: Version, largest: int, known: int | None, model: str) -> None:
+    """UserError if a row holds a token id that the model has no embedding for."""
+    if known is not None and largest >= known:
+        raise UserError(
+            f"data version {version.name} holds token id {largest}, and {model} has embeddings for ids below {known}: its"
+            " tokenizer has more tokens than it.\n"
+            "Train a model that knows them all, or give this one as many embeddings as its tokenizer has tokens."
+        )
+
+
 def check_rows(rows: pa.Table, sides: Sequence[str], version: Version) -> None:
     """UserError if a row can't be trained on: nothing scored, a count that is not the mask's, or a bad log-prob."""
     _refuse(
@@ -190,6 +200,11 @@ def _as_it_is(version: str, usable: Sequence[str]) -> str:
         if usable
         else f"No loss here reads {version} as it is."
     )
+
+
+def same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two descriptions are of one model: its weights, and the settings that decide how they are used."""
+    return all(one.get(key) == other.get(key) for key in ("digest", "config_digest"))
 
 
 def reference_of(manifest: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -100,6 +100,7 @@ class Rows(Dataset[Row]):
         self._ends = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)
         self.lengths = np.concatenate([chunk.lengths for chunk in chunks] or [np.zeros(0, np.int64)])
         self.longest = max((chunk.longest for chunk in chunks), default=0)
+        self.largest_id = max((chunk.largest_id for chunk in chunks), default=0)
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._chunks else 0
@@ -151,6 +152,12 @@ def collate(rows: Sequence[Row]) -> RowBatch:
         tokens=torch.tensor([side.tokens for side in branches], dtype=torch.int64).reshape(shape),
         reference=reference,
     )
+
+
+def each_row(batch: pa.RecordBatch, sides: Sequence[str]) -> Iterator[Row]:
+    """The rows of one record batch, in order."""
+    chunk = _Chunk(batch, sides)
+    return map(chunk.row, range(len(chunk)))
 
 
 class EpochOrder(Sampler[int]):
@@ -283,6 +290,9 @@ class _Chunk:
         prompts = self._prompts.lengths
         self.lengths = prompts + sum(column.ids.lengths for column in self._sides)
         self.longest = max(int((prompts + column.ids.lengths).max()) for column in self._sides)
+        self.largest_id = max(
+            int(ids.values.max(initial=0)) for ids in (self._prompts, *(column.ids for column in self._sides))
+        )
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -337,7 +337,13 @@ def evaluate(
     """Sums over all rows, each scored by one of the processes, longest first: if memory runs out, it does so at the start."""
     those = processes or Processes()
     order = sorted(range(len(rows)), key=lambda place: (-int(rows.lengths[place]), place))
-    loader = DataLoader(rows, batch_size=batch_size, sampler=order[those.rank :: those.size], collate_fn=collate)
+    loader = DataLoader(
+        rows,
+        batch_size=batch_size,
+        sampler=order[those.rank :: those.size],
+        collate_fn=collate,
+        generator=torch.Generator(),  # a seed is drawn from it, which must not move the draws of dropout
+    )
     device = next(model.parameters()).device
     tally = Tally()
     training = model.training

@@ -71,3 +71,18 @@ def _check_targets(model: Any, targets: Sequence[str]) -> None:
         raise UserError(
             f"--lora-targets {','.join(absent)}: the model has no such linear layer; it has {', '.join(known)}."
         )
+    head = _tied_head(model)
+    if head is not None and (named := [target for target in targets if f".{head}".endswith(f".{target}")]):
+        raise UserError(
+            f"--lora-targets {','.join(named)}: the head's weights are those of the input embedding in this model, and"
+            " merging would change both. Leave the head out."
+        )
+
+
+def _tied_head(model: Any) -> str | None:
+    """The name of the output layer where its weights are also the input embedding's."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is None or head.weight is not embedding.weight:
+        return None
+    found: str = next(name for name, module in model.named_modules() if module is head)
+    return found

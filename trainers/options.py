@@ -45,10 +45,13 @@ def check(options: Options) -> None:
         raise UserError(
             f"--steps {options.steps} and --epochs {options.epochs:g} both say how long the run is: give one of them."
         )
-    if not (math.isfinite(options.warmup) and options.warmup >= 0):
+    if not (math.isfinite(options.warmup) and options.warmup >= 0) or (options.warmup > 1 and options.warmup % 1):
         raise UserError(
-            f"--warmup is {options.warmup:g}; it must be a share of the steps (0 to 1), or a number of steps."
+            f"--warmup is {options.warmup:g}; it must be a share of the steps (at least 0, below 1), or a whole number of"
+            " steps."
         )
+    if options.steps is not None:
+        check_warmup(options.warmup, options.steps)
     if not 0 <= options.dropout < 1:
         raise UserError(f"--dropout is {options.dropout:g}; it must be at least 0 and below 1.")
     if not 0 <= options.seed < 2**32:
@@ -56,6 +59,15 @@ def check(options: Options) -> None:
     if options.dtype not in (None, "float32", "bfloat16"):
         raise UserError(f"--dtype {options.dtype}: it can be float32 or bfloat16.")
     _check_lora(options)
+
+
+def check_warmup(warmup: float, steps: int) -> None:
+    """UserError for a warm-up that the run ends in."""
+    if warmup >= 1 and warmup >= steps:
+        raise UserError(
+            f"--warmup is {warmup:g} steps and the run has {steps:,}: the learning rate would never come to its peak. Give"
+            " fewer, or a share of the steps below 1."
+        )
 
 
 def _check_positive(options: Options) -> None:

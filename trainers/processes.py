@@ -6,21 +6,28 @@ The first process names the run folder and writes in it. In a run of one process
 """
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from prefdata.errors import UserError
+from prefdata.errors import UserError, faults_in_words
 
 T = TypeVar("T")
+Say = Callable[[str], None]  # how a person is told something
 
 # what torchrun tells each process beside WORLD_SIZE
-_TOLD = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+_TOLD = ("RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_GRACE_S = 2.0  # for a process that stopped to say why: torchrun ends it when another is gone
 
 
 class Elsewhere(UserError):
     """An error of another process of the run, which says it."""
+
+
+class Lost(UserError):
+    """Another process of the run is gone, and could not tell this one why."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +57,15 @@ class Processes:
         return any(self.gather(flag))
 
     def agreed(self, work: Callable[[], T]) -> T:
-        """What this process's work gives. A UserError in one process is raised in all, and said by that one alone."""
-        if self.size == 1:
-            return work()
+        """What this process's work gives. A UserError in one process is raised in all, and said by that one alone.
+
+        So is a fault of one process's machine, such as a full disk.
+        """
         done: T | None = None
         problem: UserError | None = None
         try:
-            done = work()
+            with faults_in_words():
+                done = work()
         except UserError as found:
             problem = found
         said = self.gather(None if problem is None else str(problem))
@@ -94,8 +103,23 @@ def joined() -> Iterator[Processes]:
     torch.distributed.init_process_group(_backend())
     try:
         yield Processes(int(os.environ["RANK"]), size)
+    except RuntimeError as problem:
+        if not _of_connection(problem):
+            raise
+        time.sleep(_GRACE_S)
+        raise Lost(
+            "another process of the run stopped, and this one with it; the same command goes on from the last checkpoint,"
+            " if there is one."
+        ) from problem
     finally:
         torch.distributed.destroy_process_group()
+
+
+def _of_connection(problem: RuntimeError) -> bool:
+    """Whether it is about reaching another process; gloo has no type for it."""
+    import torch
+
+    return isinstance(problem, torch.distributed.DistError) or "gloo" in str(problem)
 
 
 def _backend() -> str:
@@ -104,14 +128,18 @@ def _backend() -> str:
 
     if not torch.cuda.is_available():
         return "gloo"
-    place, devices = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
-    if place >= devices:
-        raise UserError(
-            f"torchrun started more processes here than there are GPUs ({devices}): give --nproc_per_node {devices}."
+    place, started, devices = _local("RANK"), _local("WORLD_SIZE"), torch.cuda.device_count()
+    if started > devices:  # seen by all of them, or some would wait for the others
+        raise (Elsewhere if place else UserError)(
+            f"torchrun started {started} processes here, and there are {devices} GPUs: give --nproc_per_node {devices}."
         )
     torch.cuda.set_device(place)
     return "cpu:gloo,cuda:nccl"
 
 
+def _local(name: str) -> int:
+    return int(os.environ[f"LOCAL_{name}"])
+
+
 def _size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+    return int(os.environ.get("WORLD_SIZE") or 1)

@@ -34,6 +34,7 @@ class Run:
     config: Mapping[str, Any]
     continues: bool  # it was begun before
     lock: IO[str] | None  # None: the first of the run's processes holds it
+    made: bool = False  # this process made the folder
 
     def write(self, status: str, **facts: Any) -> None:
         """Replace run.json whole."""
@@ -43,9 +44,14 @@ class Run:
         os.replace(staged, self.folder / RUN)
 
     def discard_if_new(self) -> None:
-        """Nothing was trained: a folder made for this leaves no trace."""
-        if self.lock is not None and not self.continues:
+        """Nothing was trained: a folder made for this leaves no trace, and another's is as it was."""
+        if self.lock is None or self.continues:
+            return
+        if self.made:
             shutil.rmtree(self.folder)
+        else:
+            for name in (RUN, LOCK):
+                (self.folder / name).unlink(missing_ok=True)
 
     def release(self) -> None:
         """Let another process have the folder."""
@@ -68,13 +74,13 @@ def claim(config: Mapping[str, Any], *, out: str | None, fresh: bool, runs: str 
                 otherwise = otherwise or _in_other_processes(folder, known, config)
                 continue
             if not finished(folder, config):
-                return _take(folder, config, continues=True), _going_on(folder)
+                return _take(folder, config), _going_on(folder)
             done = folder
     folder = _next(Path(runs), config)
     said = f"{done} is an equal run and finished; this is another, {folder}" if done else f"new run {folder}"
     said += otherwise
     try:
-        return _take(folder, config, continues=False), said
+        return _take(folder, config, made=True), said
     except UserError:
         shutil.rmtree(folder, ignore_errors=True)  # this process made it, and it holds nothing
         raise
@@ -100,18 +106,27 @@ def read(folder: Path) -> dict[str, Any] | None:
 
 def _claim_named(folder: Path, config: Mapping[str, Any], fresh: bool) -> tuple[Run, str]:
     known = read(folder)
-    if known is None:
-        if folder.exists() and (not folder.is_dir() or _holds_something(folder)):
-            raise UserError(f"--out {folder} exists and is no run: give a folder that is new or empty.")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as problem:
-            raise UserError(f"cannot make the run folder --out {folder}: {problem.strerror or problem}.") from problem
-        return _take(folder, config, continues=False), f"new run {folder}"
-    if fresh or known["config"] != config:
-        why = "and --fresh wants another" if fresh else f"with other settings ({_differences(known['config'], config)})"
-        raise UserError(f"--out {folder} holds a run already, {why}: give another folder, or leave --out away.")
-    return _take(folder, config, continues=True), _going_on(folder)
+    if known is None and folder.exists() and (not folder.is_dir() or _holds_something(folder)):
+        raise UserError(f"--out {folder} exists and is no run: give a folder that is new or empty.")
+    if known is not None and fresh:
+        raise _holds_a_run(folder, "and --fresh wants another")
+    run = _take(folder, config, made=_make(folder))
+    return run, _going_on(folder) if run.continues else f"new run {folder}"
+
+
+def _make(folder: Path) -> bool:
+    """Whether this process made it, and not another or the user."""
+    try:
+        folder.mkdir(parents=True)
+    except OSError as problem:
+        if folder.is_dir():
+            return False
+        raise UserError(f"cannot make the run folder --out {folder}: {problem.strerror or problem}.") from problem
+    return True
+
+
+def _holds_a_run(folder: Path, why: str) -> UserError:
+    return UserError(f"--out {folder} holds a run already, {why}: give another folder, or leave --out away.")
 
 
 def _holds_something(folder: Path) -> bool:
@@ -136,12 +151,18 @@ def _going_on(folder: Path) -> str:
     return f"going on with the unfinished run {folder}"
 
 
-def _take(folder: Path, config: Mapping[str, Any], *, continues: bool) -> Run:
-    """Hold the folder. UserError if another process has it or has just finished it, or if nothing can be written there."""
-    run = Run(folder, config, continues, _lock(folder))
+def _take(folder: Path, config: Mapping[str, Any], *, made: bool = False) -> Run:
+    """Hold the folder. UserError if another run is in it, if another process has it or has just finished it, or if nothing
+    can be written there.
+    """
+    run = Run(folder, config, False, _lock(folder), made)
     try:
-        if finished(folder, config):  # between the first look and the lock
+        known = read(folder)  # others may have been here between the first look and the lock
+        if known is not None and known["config"] != config:
+            raise _holds_a_run(folder, f"with other settings ({_differences(known['config'], config)})")
+        if finished(folder, config):
             raise UserError(f"another process has just finished this very run: its model is in {folder}.")
+        run.continues = known is not None
         for spooled in folder.glob(f"{SPOOL}*"):  # what a killed process left
             spooled.unlink()
         run.write("begun")

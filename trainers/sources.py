@@ -1,40 +1,18 @@
 """The versions that a run reads together: one kind, one tokenizer and, where the loss reads it, one reference."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from prefdata import versions
+from prefdata import reference, versions
 from prefdata.errors import UserError
 from prefdata.tokens import differences
 from prefdata.versions import Version
-from trainers import contract, data
+from trainers import contract, data, overlap
 from trainers.contract import reference_of
 from trainers.objectives import Objective
-
-# of a reference's entry in the manifest, what decides its log-probs
-_REFERENCE = ("digest", "config_digest", "dtype")
-
-
-@dataclass(frozen=True)
-class LeftOut:
-    """Rows of a split that are not read because of what another version holds."""
-
-    repeated: int = 0  # read from an earlier version
-    held_out: int = 0  # another version keeps their prompt for testing
-
-    def sentences(self, split: str) -> Iterator[str]:
-        """What to tell a person; nothing if nothing was left out."""
-        if self.repeated:
-            yield f"{self.repeated:,} {split} rows stand in more than one version; each is read once"
-        if self.held_out:
-            yield f"{self.held_out:,} {split} rows are left out, since another version holds out their prompts"
 
 
 @dataclass(frozen=True)
@@ -58,6 +36,11 @@ class Sources:
         """The kind of all of them."""
         return self.versions[0].kind
 
+    def label(self, version: Version) -> str:
+        """What tells a version apart from the others: its name, or its URL where two have one name."""
+        names = [other.name for other in self.versions]
+        return version.name if names.count(version.name) == 1 else version.url
+
     def holding(self, split: str) -> list[Version]:
         """Those that have rows in a split."""
         return [version for version in self.versions if split in version.splits]
@@ -70,7 +53,7 @@ class Sources:
                 {
                     "version": version.name,
                     "logical_hash": version.logical_hash,
-                    "reference": reference_of(version.manifest).get("digest"),
+                    "reference": _reference_id(version),
                 }
                 for version in self.versions
             ],
@@ -83,6 +66,8 @@ def find(named: str, objective: Objective, root: str | None) -> Sources:
     `latest` is the newest version of a kind that the loss reads; a version named outright is judged by the contract.
     """
     names = [named] if os.path.exists(named) else [name.strip() for name in named.split(",")]
+    if "" in names:
+        raise UserError(f"--data {named} has an empty name: give names of versions with commas between them.")
     kinds = tuple(objective.batch.sides)
     found = tuple(versions.find(name, root=root, kinds=kinds if name == "latest" else None) for name in names)
     for place, version in enumerate(found):
@@ -103,19 +88,23 @@ def check(sources: Sources, objective: Objective) -> None:
     first, *others = sources.versions
     for other in others:
         if found := _apart(first, other, objective):
-            raise UserError(f"data versions {first.name} and {other.name} cannot be trained on together: {found}")
+            both = f"{sources.label(first)} and {sources.label(other)}"
+            raise UserError(f"data versions {both} cannot be trained on together: {found}")
 
 
 def rows(
     sources: Sources, split: str, objective: Objective, folder: Path
-) -> tuple[Mapping[Version, data.Rows], LeftOut]:
-    """The rows of a split, by version; each row once, and no row to train on whose prompt another version holds out."""
-    masks, left = _masks(sources, split)
+) -> tuple[Mapping[Version, data.Rows], overlap.Overlap]:
+    """The rows of a split, by version; each row once, and no row to train on whose prompt another version holds out.
+
+    UserError if two versions hold one row with other tokens, or with others of them scored.
+    """
+    masks, found = overlap.masks(sources, split, objective)
     read = {
         version: data.load(version, split, objective.batch, folder, keep=masks.get(version))
         for version in sources.holding(split)
     }
-    return {version: found for version, found in read.items() if len(found)}, left
+    return {version: part for version, part in read.items() if len(part)}, found
 
 
 def _apart(first: Version, other: Version, objective: Objective) -> str | None:
@@ -127,7 +116,7 @@ def _apart(first: Version, other: Version, objective: Objective) -> str | None:
         return f"{'; '.join(found)} ({first.name} is there, {other.name} here). Name versions made for one model."
     if objective.batch.referenced:
         ours, theirs = reference_of(first.manifest), reference_of(other.manifest)
-        if any(ours.get(key) != theirs.get(key) for key in _REFERENCE):
+        if _reference_id(first) != _reference_id(other):
             return (
                 f"--loss {objective.name} reads the reference, which is {_reference(ours)} in {first.name} and"
                 f" {_reference(theirs)} in {other.name}.\n"
@@ -136,37 +125,12 @@ def _apart(first: Version, other: Version, objective: Objective) -> str | None:
     return None
 
 
+def _reference_id(version: Version) -> str | None:
+    """What decides the stored log-probs; None if there are none."""
+    entry = reference_of(version.manifest)
+    return reference.fingerprint(entry) if entry else None
+
+
 def _reference(entry: Mapping[str, Any]) -> str:
-    return f"{entry.get('name')}@{str(entry.get('digest'))[:12]} in {entry.get('dtype')}"
-
-
-def _masks(sources: Sources, split: str) -> tuple[dict[Version, data.Mask], LeftOut]:
-    """For each version, which of the split's rows are read; nothing to decide for a single one."""
-    if len(sources.versions) == 1:
-        return {}, LeftOut()
-    masks: dict[Version, data.Mask] = {}
-    seen: list[Any] = []
-    repeated = held_out = 0
-    for version in sources.holding(split):
-        ids = version.table(split, columns=["row_id", "prompt_id"])
-        tested = _among(ids["prompt_id"], _held_out(sources, version) if split == "train" else [])
-        again = _among(ids["row_id"], seen) & ~tested
-        masks[version] = ~tested & ~again
-        seen += ids["row_id"].filter(pa.array(masks[version])).chunks
-        held_out += int(tested.sum())
-        repeated += int(again.sum())
-    return masks, LeftOut(repeated, held_out)
-
-
-def _held_out(sources: Sources, version: Version) -> list[Any]:
-    """The prompts that the other versions test on."""
-    others = [other for other in sources.holding("test") if other is not version]
-    return [chunk for other in others for chunk in other.table("test", columns=["prompt_id"])["prompt_id"].chunks]
-
-
-def _among(values: pa.ChunkedArray, known: Sequence[Any]) -> data.Mask:
-    """Which of the values are known."""
-    if not known:
-        return np.zeros(len(values), np.bool_)
-    found: data.Mask = pc.is_in(values, value_set=pa.chunked_array(known).combine_chunks()).to_numpy()
-    return found
+    settings = str(entry.get("config_digest"))[:12]
+    return f"{entry.get('name')}@{str(entry.get('digest'))[:12]} with settings {settings} in {entry.get('dtype')}"
