@@ -109,7 +109,7 @@ def test_rows_beside_the_data_of_a_document_are_not_dropped(tmp_path: Path) -> N
     document = {"data": LINES[:1], "test": LINES, "version": [1, 2], "by": {"name": "x"}}
     path = tmp_path / "x.json"
     path.write_text(json.dumps(document))
-    with pytest.raises(UserError, match=r"x\.json cannot be read: beside its data it holds rows in test: each needs"):
+    with pytest.raises(UserError, match=r"x\.json cannot be read: beside its data it holds rows in 'test': each needs"):
         sources.read(str(path))
     del document["test"]
     path.write_text(json.dumps(document))

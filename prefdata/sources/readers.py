@@ -306,7 +306,9 @@ def _object_of_rows(document: str) -> Iterator[Read]:
         return
     unread = [key for key, rows in value.items() if key != "data" and _holds_rows(rows)]
     if unread:
-        raise MalformedError(f"beside its data it holds rows in {', '.join(unread)}: each needs a file of its own")
+        raise MalformedError(
+            f"beside its data it holds rows in {', '.join(map(repr, unread))}: each needs a file of its own"
+        )
     yield from map(table_row, data)
 
 
