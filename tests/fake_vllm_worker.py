@@ -23,13 +23,14 @@ def main() -> None:
             return
         send(positions=50)
         for line in lines:
-            for number, (_, limit, seed) in reversed(list(enumerate(json.loads(line)["requests"]))):
+            for number, (_, limit, seed, n) in reversed(list(enumerate(json.loads(line)["requests"]))):
                 if seed == MISBEHAVE and settings["then"] == "die":
                     os.kill(os.getpid(), signal.SIGKILL)
                 if seed == MISBEHAVE and settings["then"] == "raise":
                     raise ValueError("no more blocks")
                 logp = float("nan") if seed == MISBEHAVE and settings["then"] == "nan" else -0.5
-                send(sample=[number, [seed] * limit, "length", [logp] * limit])
+                for index in reversed(range(n)):
+                    send(sample=[number, index, [seed + index] * limit, "length", [logp] * limit])
 
 
 if __name__ == "__main__":

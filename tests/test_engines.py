@@ -85,6 +85,33 @@ def test_another_seed_is_another_draw_and_greedy_has_none():
     assert len({tokens for tokens, _ in by_key(engine.generate(requests, Sampling(temperature=0))).values()}) == 1
 
 
+def engines_to_ask() -> dict[str, engines.Engine]:
+    """Both engines that run here; the third, vllm, has the same tests in a file of its own."""
+    return {"transformers": engine_of(tiny_model()), "fake": engines.load("fake", "m", vocabulary=VOCABULARY)}
+
+
+@pytest.mark.parametrize("name", ["transformers", "fake"])
+@pytest.mark.parametrize(
+    "sampling", [replace(FILTERED, end_ids=(3, 7)), Sampling(temperature=0)], ids=["drawn", "greedy"]
+)
+def test_answer_i_of_n_is_the_one_that_the_seed_plus_i_gets_alone(name, sampling):
+    engine = engines_to_ask()[name]
+    requests = [replace(one, n=1 + number % 4) for number, one in enumerate(random_requests())]
+    samples = list(engine.generate(requests, sampling))
+    found = {(one.key, one.index): replace(one, key="") for one in samples}
+    assert len(found) == len(samples) == sum(request.n for request in requests)
+    for request in requests:
+        for index in range(request.n):
+            single = replace(request, key="", n=1, seed=request.seed + index)
+            (alone,) = engine.generate([single], sampling)
+            one = found[request.key, index]
+            assert (one.token_ids, one.finish) == (alone.token_ids, alone.finish)
+    for request in requests:  # those of the longest answers, which cannot be equal by chance
+        if request.n > 1 and request.max_new_tokens > 8:
+            answers = {found[request.key, index].token_ids for index in range(request.n)}
+            assert len(answers) == (1 if sampling.greedy else request.n)
+
+
 @pytest.mark.parametrize(
     "sampling", [Sampling(), Sampling(temperature=1.5, top_k=6), FILTERED], ids=["plain", "k", "kp"]
 )
@@ -201,6 +228,9 @@ def test_bad_requests_are_refused_before_the_run():
         Request("a", (), 1, 0)
     with pytest.raises(ValueError, match="asks for 0"):
         Request("a", (1,), 0, 0)
+    for none in (0, -1):
+        with pytest.raises(ValueError, match=f"request 'a' asks for {none} answers: n must be at least 1"):
+            Request("a", (1,), 1, 0, n=none)
 
 
 @pytest.mark.parametrize(

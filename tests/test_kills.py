@@ -1,8 +1,8 @@
-"""SIGKILL at drawn moments of a build, Ctrl-C in each stage; the same command again; and the result of one clean run.
+"""SIGKILL at drawn moments of every stage of a build, Ctrl-C in each stage; the same command again; and the result of one clean run.
 
 A float32 build on the CPU ends bit for bit where a clean one does. Others (bfloat16, vLLM) promise the same rows, counts
 and cuts, and that no unit is half of one draw and half of another. `make torture` kills many more times:
-PREFDATA_KILLS says how often.
+PREFDATA_KILLS says how often, and where PREFDATA_REQUIRE names `kills`, fewer than ten are a failure.
 """
 
 import multiprocessing
@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,12 +31,15 @@ from prefdata.verify import verify
 from prefdata.work import Work
 from tests import tiny_world
 from tests.prefect_server import ROOT, Server, environment
-from tests.required import lacking
+from tests.required import lacking, required
 from tests.test_builds import write_pairs
 
 KILLS = int(os.environ.get("PREFDATA_KILLS", "10"))
 THROUGH_PREFECT = min(2, KILLS)
 OF_OTHER_KINDS = max(1, KILLS // 10)
+ENOUGH_KILLS = 10
+LATEST_S = 0.03  # after the moment
+TRIES = 6  # at a moment after which the build was faster than the signal
 UNIT_ROWS = 4
 STAGES = ("generate", "score", "stage", "publish")
 PATIENCE_S = 240  # vLLM alone takes a minute to start where others use the machine too
@@ -106,7 +109,6 @@ class World:
         said, _ = built.communicate(timeout=PATIENCE_S)
         assert built.returncode == 0, said
         self.units = len(finished(self.clean))
-        self.killed: list[bool] = []
 
     def start(self, root: Path) -> Path:
         """A root with nothing but v1, and no finished units."""
@@ -146,6 +148,16 @@ class World:
         (made,) = (version for version in versions.every(str(root)) if version.manifest["build"] != "ingest")
         assert verify(made) == []
         return made
+
+
+@pytest.fixture(scope="module", autouse=True)
+def killed() -> Iterator[list[str]]:
+    """The stages in which float32 builds were killed, each kill before the build's end."""
+    stages: list[str] = []
+    yield stages
+    if required("kills"):
+        assert len(stages) >= ENOUGH_KILLS, f"builds were killed {len(stages)} times"
+        assert set(stages) == set(STAGES)
 
 
 @pytest.fixture(scope="module")
@@ -200,40 +212,54 @@ def stop(process: Process, how: signal.Signals, now: Callable[[], bool], delay_s
     return said
 
 
+def stage_of(number: int) -> str:
+    """Where the kill with this number falls: they take turns, so that four of them are one in every stage."""
+    return STAGES[number % len(STAGES)]
+
+
 def killed_and_resumed(
-    world: World, root: Path, number: int, start: Callable[[Path], Process] | None = None
+    world: World, folder: Path, number: int, start: Callable[[Path], Process] | None = None
 ) -> versions.Version:
-    """What comes of a build (or of what `start` starts) that is killed at a moment that `number` draws, and started again."""
+    """What comes of a build (or of what `start` starts) that is killed in the stage and at the moment that `number`
+    stands for, and started again. One that ends before the signal is none, and the next one gets it sooner.
+    """
     rng = random.Random(number)
-    world.start(root)
-    first = (start or world.build)(root)
-    stop(first, signal.SIGKILL, moment(world, root, rng, rng.choice(STAGES)), rng.uniform(0, 0.03))
-    world.killed.append(first.returncode == -signal.SIGKILL)
-    return world.resumed(root)
+    for attempt in range(TRIES):
+        root = world.start(folder / f"data{attempt}")
+        first = (start or world.build)(root)
+        said = stop(
+            first, signal.SIGKILL, moment(world, root, rng, stage_of(number)), rng.uniform(0, LATEST_S / 2**attempt)
+        )
+        if first.returncode == -signal.SIGKILL:
+            return world.resumed(root)
+        assert first.returncode == 0, said
+    pytest.fail(f"{TRIES} builds ended before they could be killed")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(THROUGH_PREFECT))
 def test_a_killed_flow_loses_and_doubles_nothing(
-    world: World, tmp_path: Path, number: int, request: pytest.FixtureRequest
+    world: World, tmp_path: Path, number: int, killed: list[str], request: pytest.FixtureRequest
 ) -> None:
     """The first with a temporary server, which is killed too."""
     server = request.getfixturevalue("prefect_server") if number else None
-    made = killed_and_resumed(world, tmp_path / "data", number, lambda root: world.build_through_prefect(root, server))
+    made = killed_and_resumed(world, tmp_path, number, lambda root: world.build_through_prefect(root, server))
+    killed.append(stage_of(number))
     assert_same_bits(made, versions.find("v2", root=str(world.clean)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(THROUGH_PREFECT, KILLS))
-def test_a_killed_build_loses_and_doubles_nothing(world: World, tmp_path: Path, number: int) -> None:
-    made = killed_and_resumed(world, tmp_path / "data", number)
+def test_a_killed_build_loses_and_doubles_nothing(world: World, tmp_path: Path, number: int, killed: list[str]) -> None:
+    made = killed_and_resumed(world, tmp_path, number)
+    killed.append(stage_of(number))
     assert_same_bits(made, versions.find("v2", root=str(world.clean)))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(OF_OTHER_KINDS))
 def test_a_killed_build_in_bf16_makes_the_same_rows(world_in_bf16: World, tmp_path: Path, number: int) -> None:
-    made = killed_and_resumed(world_in_bf16, tmp_path / "data", number)
+    made = killed_and_resumed(world_in_bf16, tmp_path, number)
     assert made.manifest["generator"]["batch_invariant"] is False
     assert_same_rows(made, versions.find("v2", root=str(world_in_bf16.clean)))
 
@@ -241,16 +267,9 @@ def test_a_killed_build_in_bf16_makes_the_same_rows(world_in_bf16: World, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(OF_OTHER_KINDS))
 def test_a_killed_build_with_vllm_makes_the_same_rows(world_with_vllm: World, tmp_path: Path, number: int) -> None:
-    made = killed_and_resumed(world_with_vllm, tmp_path / "data", number)
+    made = killed_and_resumed(world_with_vllm, tmp_path, number)
     assert made.manifest["generator"]["batch_invariant"] is False
     assert_same_rows(made, versions.find("v2", root=str(world_with_vllm.clean)))
-
-
-@pytest.mark.slow
-def test_the_kills_came_before_the_ends(world: World) -> None:
-    """Or the tests above would say nothing; one that comes too late now and then is part of drawing the moment."""
-    assert world.killed
-    assert sum(world.killed) >= 0.7 * len(world.killed)
 
 
 @pytest.mark.slow
@@ -273,13 +292,11 @@ def test_ctrl_c_with_vllm_says_how_to_go_on(world_with_vllm: World, tmp_path: Pa
 def interrupted_and_resumed(world: World, root: Path, stage: str, server: Server | None) -> versions.Version:
     """What comes of a flow that is interrupted in a stage as a terminal does it, and started again."""
     flow = world.build_through_prefect(root, server)
-    began = time.monotonic()
     said = stop(flow, signal.SIGINT, moment(world, root, random.Random(0), stage), 0.0)
     assert flow.returncode == 130, said
     (last,) = [line for line in said.splitlines() if line.startswith("Interrupted.")]
     assert f"the same command goes on: python -m flows.build_sapo_negatives v1 --root {root}" in last
     assert "Traceback" not in said
-    assert time.monotonic() - began < PATIENCE_S
     return world.resumed(root)
 
 

@@ -52,6 +52,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, *, copies: int = 1, **settings: An
         environments=[environment] * copies,
         positions=100,
         vocabulary=VOCABULARY,
+        room=vllm._room([], vllm._environments([], 1, 1)[0]),
     )
 
 
@@ -144,6 +145,34 @@ def test_a_death_ends_its_call_and_the_next_one_works(monkeypatch: pytest.Monkey
         engine.generate(FINE, Sampling())
 
 
+@pytest.mark.parametrize("copies", [1, 2])
+def test_all_answers_of_a_request_come_back_with_their_numbers(monkeypatch: pytest.MonkeyPatch, copies: int) -> None:
+    engine = stand_in(monkeypatch, copies=copies)
+    last = 2**63 - 1  # whatever is added to a seed must fit into 63 bits too
+    requests = [Request("a", (1,), 2, 10, n=3), Request("b", (1,), 2, 20), Request("c", (1,), 2, last, n=2)]
+    drawn = {(one.key, one.index): one.token_ids[0] for one in engine.generate(requests, Sampling())}
+    assert {key: token for key, token in drawn.items() if key[0] != "c"} == {
+        ("a", 0): 10,
+        ("a", 1): 11,
+        ("a", 2): 12,
+        ("b", 0): 20,
+    }
+    assert 0 <= drawn["c", 0] < drawn["c", 1] <= last
+    greedy = list(engine.generate(requests, Sampling(temperature=0)))
+    assert sorted((one.key, one.index) for one in greedy) == sorted(drawn)
+    assert len({one.token_ids for one in greedy if one.key == "a"}) == 1
+    engine.close()
+
+
+def test_a_death_between_the_answers_of_a_request_ends_its_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = stand_in(monkeypatch, then="die")
+    stream = engine.generate([Request("dead", (1,), 2, MISBEHAVE), Request("fine", (1,), 2, 9, n=2)], Sampling())
+    assert next(stream).key == "fine"
+    with pytest.raises(EngineDied):
+        list(stream)
+    engine.close()
+
+
 def test_a_death_between_calls_is_noticed_by_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = stand_in(monkeypatch)
     list(engine.generate(FINE, Sampling()))
@@ -188,8 +217,9 @@ def test_bad_requests_and_sampling_are_refused(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match=r"temperature is 3\.0 and vLLM takes 0 .greedy. or 0\.01 to 2\.0"):
         engine.generate([request], Sampling(temperature=3.0))
     assert engine._processes == []  # nothing was started for that
-    with pytest.raises(UserError, match="the model has 50"):  # what vLLM has room for
+    with pytest.raises(UserError, match=r"need 61 positions and vLLM's cache holds 50, as VLLM_CPU_KVCACHE_SPACE=1 "):
         engine.generate([replace(request, max_new_tokens=60)], Sampling())
+    assert "gpu_memory_utilization" in vllm._room(["0"], {})
     engine.close()
     with pytest.raises(UserError, match="not finite"):
         list(stand_in(monkeypatch, then="nan").generate(DEADLY, Sampling()))
@@ -308,6 +338,23 @@ def test_a_seed_gives_the_same_tokens_and_another_seed_others(engine: vllm.VllmE
     again = by_key(engine.generate((same + other)[::-1], Sampling()))
     assert {key: one.token_ids for key, one in again.items()} == {key: one.token_ids for key, one in first.items()}
     assert not engine.batch_invariant
+
+
+def test_n_samples_of_a_request_have_the_seeds_after_its_own(engine: vllm.VllmEngine) -> None:
+    requests = [Request(str(i), (i, *range(1, 40)), 20, 100 * i, n=3) for i in range(20)]
+    found = {(one.key, one.index): one for one in engine.generate(requests, FILTERED)}
+    assert set(found) == {(request.key, index) for request in requests for index in range(3)}
+    assert len({one.token_ids for one in found.values()}) == 60
+    for index in range(3):
+        singles = [replace(request, n=1, seed=request.seed + index) for request in requests]
+        alone = by_key(engine.generate(singles, FILTERED))
+        assert {key: one.token_ids for key, one in alone.items()} == {
+            r.key: found[r.key, index].token_ids for r in requests
+        }
+    greedy = {(one.key, one.index): one for one in engine.generate(requests, GREEDY)}
+    assert greedy.keys() == found.keys()
+    for key, one in by_key(engine.generate([replace(request, n=1) for request in requests], GREEDY)).items():
+        assert [greedy[key, index].token_ids for index in range(3)] == [one.token_ids] * 3
 
 
 def test_more_prompts_than_fit_into_one_step_change_no_draw(engine: vllm.VllmEngine) -> None:

@@ -1,11 +1,11 @@
 """Generation engines: token ids in, token ids out, one protocol for all.
 
-An engine is one file in this folder and one line in `ENGINES`. It draws from `Request.seed` alone, so that neither
-the order of requests nor the batch a request falls into changes its draw.
+An engine is one file in this folder and one line in `ENGINES`. It draws from `Request.seed` and the number of the
+answer alone, so that neither the order of requests nor the batch a request falls into changes its draw.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
@@ -15,18 +15,29 @@ from prefdata.errors import UserError
 
 @dataclass(frozen=True)
 class Request:
-    """One answer asked for. `key` comes back on its sample and is unique in a call."""
+    """`n` answers to one prompt. `key` comes back on its samples and is unique in a call.
+
+    Answer i is the one that a request for one with the seed `seed + i` gets. Seeds of requests with the same prompt
+    must therefore lie at least `n` apart to give different answers; those that are hashes do.
+    """
 
     key: str
     prompt_ids: tuple[int, ...]
     max_new_tokens: int
     seed: int
+    n: int = 1
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise ValueError(f"request {self.key!r} has an empty prompt: nothing predicts its first token")
         if self.max_new_tokens < 1:
             raise ValueError(f"request {self.key!r} asks for {self.max_new_tokens} tokens")
+        if self.n < 1:
+            raise ValueError(f"request {self.key!r} asks for {self.n} answers: n must be at least 1")
+
+    def singles(self) -> list["Request"]:
+        """Its answers one by one, in their order: requests for one answer each, which all have its key."""
+        return [replace(self, seed=self.seed + index, n=1) for index in range(self.n)]
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer. `token_ids` includes the end id when `finish` is stop.
+    """One answer, the one with the number `index` of its request. `token_ids` includes the end id when `finish` is stop.
 
     `token_logps`: nats, the log-prob of each token under the distribution it was drawn from, after temperature and
     filters; None when nothing was drawn (greedy) or the engine cannot tell.
@@ -68,6 +79,7 @@ class Sample:
     token_ids: tuple[int, ...]
     finish: Literal["stop", "length"]
     token_logps: tuple[float, ...] | None = None
+    index: int = 0
 
 
 class Engine(Protocol):
@@ -86,7 +98,7 @@ class Engine(Protocol):
         ...
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sample]:
-        """One sample per request, as they finish, in any order. Bad requests are refused before the first one."""
+        """`n` samples per request, as they finish, in any order. Bad requests are refused before the first one."""
         ...
 
 
@@ -150,8 +162,13 @@ def parallel(name: str, *, tensor_parallel_size: int, data_parallel_size: int) -
     return {}
 
 
-def check(requests: Sequence[Request], *, positions: int | None, vocabulary: int) -> None:
-    """What every engine refuses before it starts: requests that cannot be told apart, or that the model cannot take."""
+def check(
+    requests: Sequence[Request], *, positions: int | None, vocabulary: int, whose: str = "the model has {}"
+) -> None:
+    """What every engine refuses before it starts: requests that cannot be told apart, or that the model cannot take.
+
+    `whose` says who has so many `positions` and no more.
+    """
     if len({request.key for request in requests}) != len(requests):
         raise ValueError("two requests have the same key")
     for request in requests:
@@ -159,8 +176,8 @@ def check(requests: Sequence[Request], *, positions: int | None, vocabulary: int
         if positions is not None and total > positions:
             raise UserError(
                 f"a prompt of {len(request.prompt_ids)} tokens and an answer of up to {request.max_new_tokens} need "
-                f"{total} positions and the model has {positions}: build from a version with a smaller maximum length, "
-                "ask for fewer new tokens, or take another model."
+                f"{total} positions and {whose.format(positions)}: build from a version with a smaller "
+                "maximum length, ask for fewer new tokens, or take another model."
             )
         if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocabulary:
             raise UserError(

@@ -7,7 +7,7 @@ from prefdata import draws
 from prefdata.engines import Request, Sample, Sampling, check, until_end
 from prefdata.errors import UserError
 
-# request, sampling -> tokens; what lies past an end id or the request's limit is cut off
+# request for one answer, sampling -> tokens; what lies past an end id or the request's limit is cut off
 Script = Callable[[Request, Sampling], Sequence[int]]
 
 
@@ -69,8 +69,9 @@ class FakeEngine:
     def _stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sample]:
         for request in requests:
             self.asked.append(request)
-            tokens, finish = until_end(self._script(request, sampling), request.max_new_tokens, sampling.end_ids)
-            yield Sample(request.key, tokens, finish)
+            for index, single in enumerate(request.singles()):
+                tokens, finish = until_end(self._script(single, sampling), single.max_new_tokens, sampling.end_ids)
+                yield Sample(single.key, tokens, finish, index=index)
 
 
 def draw(vocabulary: int) -> Script:

@@ -6,6 +6,7 @@ from one global generator for the whole batch.)
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -75,8 +76,9 @@ class TransformersEngine:
         return self._stream(requests, sampling)
 
     def _stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sample]:
-        ordered = sorted(requests, key=_batch_order)
-        widths = [len(request.prompt_ids) + request.max_new_tokens for request in ordered]
+        rows = [_Row(single, index) for request in requests for index, single in enumerate(request.singles())]
+        ordered = sorted(rows, key=_batch_order)
+        widths = [len(row.request.prompt_ids) + row.request.max_new_tokens for row in ordered]
         packed = [[ordered[i] for i in batch] for batch in pack(widths, self._batch_tokens)]
         positions = config_positions(self._model.config)
         batches = packed if positions is None else [part for batch in packed for part in _within(batch, positions)]
@@ -84,12 +86,13 @@ class TransformersEngine:
             yield from samples
 
     @torch.no_grad()
-    def _run(self, batch: Sequence[Request], sampling: Sampling) -> list[Sample]:
+    def _run(self, batch: Sequence["_Row"], sampling: Sampling) -> list[Sample]:
         device = self._model.device
-        width = max(len(request.prompt_ids) for request in batch)
-        input_ids, attention_mask = _left_padded(batch, width)
-        limits = torch.tensor([request.max_new_tokens for request in batch], device=device)
-        choice = _Choice(batch, width, device, greedy=sampling.greedy)
+        requests = [row.request for row in batch]
+        width = max(len(request.prompt_ids) for request in requests)
+        input_ids, attention_mask = _left_padded(requests, width)
+        limits = torch.tensor([request.max_new_tokens for request in requests], device=device)
+        choice = _Choice(requests, width, device, greedy=sampling.greedy)
         settings = {"do_sample": False, "use_cache": True, "max_new_tokens": int(limits.max())}
         config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
         output = self._model.generate(
@@ -106,26 +109,35 @@ class TransformersEngine:
                 "try float32, or check the model."
             )
         logps = [None] * len(batch) if sampling.greedy else choice.logps()
-        return [_sample(*row, sampling.end_ids) for row in zip(batch, tokens, logps, strict=True)]
+        return [_sample(*answer, sampling.end_ids) for answer in zip(batch, tokens, logps, strict=True)]
 
 
-def _batch_order(request: Request) -> tuple[int, int, str]:
+@dataclass(frozen=True)
+class _Row:
+    """What batches are made of: a request for one answer, and the number of that answer in the request it is from."""
+
+    request: Request
+    index: int
+
+
+def _batch_order(row: _Row) -> tuple[int, int, str, int]:
     """Long first, so that memory runs out early or never; answers within a factor of two stop together."""
-    return -request.max_new_tokens.bit_length(), -len(request.prompt_ids) - request.max_new_tokens, request.key
+    one = row.request
+    return -one.max_new_tokens.bit_length(), -len(one.prompt_ids) - one.max_new_tokens, one.key, row.index
 
 
-def _within(batch: Sequence[Request], positions: int) -> Iterator[list[Request]]:
+def _within(batch: Sequence[_Row], positions: int) -> Iterator[list[_Row]]:
     """A batch in parts whose longest prompt and longest answer fit into the model together.
 
     Every row runs until the last one of its batch is done, and past its positions a model with learned ones fails.
     """
-    part: list[Request] = []
-    for request in batch:
-        grown = [*part, request]
-        longest = max(len(one.prompt_ids) for one in grown) + max(one.max_new_tokens for one in grown)
+    part: list[_Row] = []
+    for row in batch:
+        grown = [*part, row]
+        longest = max(len(one.request.prompt_ids) for one in grown) + max(one.request.max_new_tokens for one in grown)
         if part and longest > positions:
             yield part
-            grown = [request]
+            grown = [row]
         part = grown
     if part:
         yield part
@@ -140,9 +152,9 @@ def _left_padded(batch: Sequence[Request], width: int) -> tuple[Tensor, Tensor]:
     return input_ids, attention_mask
 
 
-def _sample(request: Request, tokens: Sequence[int], logps: Sequence[float] | None, end_ids: tuple[int, ...]) -> Sample:
-    kept, finish = until_end(tokens, request.max_new_tokens, end_ids)
-    return Sample(request.key, kept, finish, None if logps is None else tuple(logps[: len(kept)]))
+def _sample(row: _Row, tokens: Sequence[int], logps: Sequence[float] | None, end_ids: tuple[int, ...]) -> Sample:
+    kept, finish = until_end(tokens, row.request.max_new_tokens, end_ids)
+    return Sample(row.request.key, kept, finish, None if logps is None else tuple(logps[: len(kept)]), row.index)
 
 
 def _processors(sampling: Sampling, choice: "_Choice") -> LogitsProcessorList:

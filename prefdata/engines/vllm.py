@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ _POLL_S = 1.0
 class VllmEngine:
     """Requests of a call run together, as many at a time as vLLM's cache holds; equal prompts share their part of it.
 
-    Draws depend on a request's seed alone, but log-probs depend on the company in a batch, by rounding: where a draw
+    The answers of a request come together, when the last of them is finished. Draws depend on its seed alone, but log-probs depend on the company in a batch, by rounding: where a draw
     falls that close to two tokens' border, the same request can give another token.
     """
 
@@ -67,11 +68,15 @@ class VllmEngine:
         environments: Sequence[Mapping[str, str]],
         positions: int | None,
         vocabulary: int,
+        room: str = "vLLM's cache holds {}",
     ) -> None:
-        """`settings` of vLLM's EngineArgs; one process is started for each of `environments`."""
+        """`settings` of vLLM's EngineArgs; one process is started for each of `environments`.
+
+        `room` says what bounds vLLM's cache where it holds fewer positions than the model.
+        """
         self._settings, self._description = dict(settings), description
         self._environments = environments
-        self._positions, self._vocabulary = positions, vocabulary
+        self._positions, self._vocabulary, self._room = positions, vocabulary, room
         self._processes: list[_Process] = []
         self._deaths, self._last_death = 0, ""
         self._call: object = None  # the one whose samples are being read
@@ -92,6 +97,7 @@ class VllmEngine:
         folder = resolve(model, remote_code=trust_remote_code).folder
         config = load_config(model, trust_remote_code=trust_remote_code)
         devices = _visible_devices()
+        environments = _environments(devices, tensor_parallel_size, data_parallel_size)
         settings = {
             "model": str(folder.resolve()),
             "dtype": dtype,
@@ -102,9 +108,10 @@ class VllmEngine:
         return cls(
             settings,
             description,
-            environments=_environments(devices, tensor_parallel_size, data_parallel_size),
+            environments=environments,
             positions=config_positions(config),
             vocabulary=config.get_text_config().vocab_size,
+            room=_room(devices, environments[0]),
         )
 
     @property
@@ -125,7 +132,7 @@ class VllmEngine:
             return iter(())
         self._start()
         fits = min(process.positions for process in self._processes)
-        check(requests, positions=fits, vocabulary=self._vocabulary)
+        check(requests, positions=fits, vocabulary=self._vocabulary, whose=self._room)
         return self._stream(requests, sampling)
 
     def close(self) -> None:
@@ -173,29 +180,35 @@ class VllmEngine:
 
     def _answers(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sample]:
         count = len(self._processes)
-        waiting: dict[_Process, dict[int, Request]] = {}
+        # by the number of the request in its share, and of the answer
+        waiting: dict[_Process, dict[tuple[int, int], Request]] = {}
         for place, process in enumerate(self._processes):
             share = requests[place::count]
             if share:
                 process.send(_call(share, sampling, self._vocabulary))
-                waiting[process] = dict(enumerate(share))
+                waiting[process] = {
+                    (number, index): request
+                    for number, request in enumerate(share)
+                    for index in range(_drawn(request, sampling))
+                }
         while waiting:
             for process, message in _received(list(waiting)):
-                number, tokens, finish, logps = message["sample"]
-                request = waiting[process].pop(number)
+                number, index, tokens, finish, logps = message["sample"]
+                request = waiting[process].pop((number, index))
                 if not waiting[process]:
                     del waiting[process]
-                yield self._sample(request, tokens, finish, logps, sampling)
+                self._check_finite(logps)
+                answer = Sample(request.key, tuple(tokens), finish, None if sampling.greedy else tuple(logps), index)
+                yield answer
+                for equal in range(_drawn(request, sampling), request.n):
+                    yield replace(answer, index=equal)
 
-    def _sample(
-        self, request: Request, tokens: list[int], finish: Any, logps: list[float], sampling: Sampling
-    ) -> Sample:
+    def _check_finite(self, logps: Sequence[float]) -> None:
         if not all(map(math.isfinite, logps)):
             raise UserError(
                 f"model {self._description['name']} gave logits that are not finite in {self._description['dtype']}: "
                 "try float32, or check the model."
             )
-        return Sample(request.key, tuple(tokens), finish, None if sampling.greedy else tuple(logps))
 
     def _abandon(self, problem: BaseException) -> None:
         if isinstance(problem, EngineDied):
@@ -328,9 +341,16 @@ def _call(requests: Sequence[Request], sampling: Sampling, vocabulary: int) -> d
             "top_p": sampling.top_p,
             "stop_token_ids": [token for token in sampling.end_ids if token < vocabulary],
         },
-        # a seed is whatever fits 63 bits, and -1 would be none
-        "requests": [[r.prompt_ids, r.max_new_tokens, r.seed % 2**63] for r in requests],
+        # answer i gets the seed plus i; a seed is whatever fits 63 bits, and -1 would be none
+        "requests": [
+            [r.prompt_ids, r.max_new_tokens, r.seed % (2**63 + 1 - r.n), _drawn(r, sampling)] for r in requests
+        ],
     }
+
+
+def _drawn(request: Request, sampling: Sampling) -> int:
+    """How many answers vLLM is asked for: when nothing is drawn they are all the same, and it refuses more than one."""
+    return 1 if sampling.greedy else request.n
 
 
 def _visible_devices() -> list[str]:
@@ -341,6 +361,16 @@ def _visible_devices() -> list[str]:
         return []
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     return named.split(",") if named else [str(number) for number in range(torch.cuda.device_count())]
+
+
+def _room(devices: Sequence[str], environment: Mapping[str, str]) -> str:
+    """What bounds vLLM's cache, and what would raise that; `{}` stands for the positions that it holds."""
+    if devices:
+        bound = (
+            "its share of the GPU's memory (gpu_memory_utilization) allows; a larger tensor_parallel_size gives more"
+        )
+        return f"vLLM's cache holds {{}}, as {bound}"
+    return f"vLLM's cache holds {{}}, as VLLM_CPU_KVCACHE_SPACE={environment['VLLM_CPU_KVCACHE_SPACE']} (GiB) allows"
 
 
 def _environments(devices: Sequence[str], per_copy: int, copies: int) -> list[dict[str, str]]:

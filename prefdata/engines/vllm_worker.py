@@ -2,9 +2,10 @@
 
     python -m prefdata.engines.vllm_worker FD
 
-In   settings of the model, then one call after the other: {"sampling": {...}, "requests": [[prompt ids, limit, seed]]}
-Out  {"positions": n} once the model is loaded; then, for every request as it finishes,
-     {"sample": [its number in the call, token ids, finish, log-probs]}; or {"refused": reason}, and the end
+In   settings of the model, then one call after the other: {"sampling": {...}, "requests": [[prompt ids, limit, seed, n]]}
+Out  {"positions": n} once the model is loaded; then, for each of the n answers of every request as it finishes,
+     {"sample": [number of the request in the call, number of the answer, token ids, finish, log-probs]};
+     or {"refused": reason}, and the end
 
 Whatever else goes wrong ends the process, and whoever started it sees that. It ends by itself when they are gone.
 """
@@ -17,8 +18,8 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-# what one call is made of: prompt ids, the most tokens to answer with, seed
-Request = tuple[list[int], int, int]
+# what one call is made of: prompt ids, the most tokens to answer with, seed, how many answers
+Request = tuple[list[int], int, int, int]
 
 _FIRST_STEP = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "stop_token_ids": []}
 
@@ -34,7 +35,7 @@ def _serve(lines: TextIO) -> int:
     try:
         engine = _load(json.loads(lines.readline()))
         # some models fail only when they are run, such as those with heads of a size that no kernel takes
-        list(_answers(engine, [([0], 1, 0)], _FIRST_STEP))
+        list(_answers(engine, [([0], 1, 0, 1)], _FIRST_STEP))
     except Exception as problem:
         return _refuse(lines, problem)
     try:
@@ -77,9 +78,10 @@ def _add(engine: Any, requests: list[Request], sampling: dict[str, Any]) -> None
     from vllm import SamplingParams, TokensPrompt
     from vllm.sampling_params import RequestOutputKind  # type: ignore[import-not-found]
 
-    for number, (prompt_ids, limit, seed) in enumerate(requests):
+    for number, (prompt_ids, limit, seed, n) in enumerate(requests):
         params = SamplingParams(
             **sampling,
+            n=n,  # vLLM adds the number of the answer to the seed
             max_tokens=limit,
             seed=seed,
             logprobs=0,  # of the token itself and no other
@@ -96,12 +98,12 @@ def _finished(engine: Any) -> Iterator[list[Any]]:
         if os.getppid() != parent:
             raise BrokenPipeError("nobody waits for an answer any more")
         for result in engine.step():
-            answer = result.outputs[0]
-            if answer.finish_reason not in ("stop", "length"):
-                raise RuntimeError(f"vLLM ended a request with {answer.finish_reason!r}")
-            tokens = list(answer.token_ids)
-            logps = [step[token].logprob for token, step in zip(tokens, answer.logprobs, strict=True)]
-            yield [int(result.request_id), tokens, answer.finish_reason, logps]
+            for answer in result.outputs:
+                if answer.finish_reason not in ("stop", "length"):
+                    raise RuntimeError(f"vLLM ended a request with {answer.finish_reason!r}")
+                tokens = list(answer.token_ids)
+                logps = [step[token].logprob for token, step in zip(tokens, answer.logprobs, strict=True)]
+                yield [int(result.request_id), answer.index, tokens, answer.finish_reason, logps]
 
 
 def _refuse(lines: TextIO, problem: Exception) -> int:
