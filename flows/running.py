@@ -169,5 +169,7 @@ def _leave_report(name: str, version: Version) -> None:
         key=f"{name}-report",
         link=where.as_uri(),
         link_text=f"report of {version.name}",
-        description=f"{made.alarms} warnings; on the machine that ran the flow: {where}",
+        # browsers follow no file:// link from Prefect's page, so the path is there to be copied; as code, because
+        # descriptions are Markdown
+        description=f"Warnings: {made.alarms}. On the machine that ran the flow:\n\n    {where}",
     )

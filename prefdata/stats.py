@@ -160,15 +160,17 @@ def _scores(rows: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
 
 
 def _labels(rows: pl.DataFrame) -> pl.DataFrame:
-    both = pl.col("label").n_unique().over("split", "prompt") == 2
+    labels = pl.col("label").n_unique()
+    both, contradictory = labels.over("split", "prompt") == 2, labels.over("split", "prompt", "completion_answer") == 2
     return (
-        rows.with_columns(both=both)
+        rows.with_columns(both=both, contradictory=contradictory)
         .group_by("split", "label", maintain_order=True)
         .agg(
             rows=pl.len(),
             weight=pl.col("weight").fill_null(1.0).sum(),
             mean_tokens=pl.col("completion_tokens").mean(),
             sharing_prompt_with_other_label=pl.col("both").sum(),
+            contradictory=pl.col("contradictory").sum(),
         )
         .sort("split", "label", descending=True)
     )

@@ -64,7 +64,9 @@ TABLES: dict[str, pa.Schema] = {
             _measure("share_chosen_longer", "share of pairs whose chosen side has more tokens"),
             _measure("share_rejected_longer", "share of pairs whose rejected side has more tokens"),
             _measure("share_ties", "share of pairs with equally many tokens"),
-            _measure("auc", "how well length alone tells the chosen side, ties counting half; 0.5: not at all"),
+            _measure(
+                "auc", "share of pairs whose chosen side has more tokens, ties counting half; 0.5: as often as not"
+            ),
         ]
     ),
     "similarity": pa.schema(
@@ -115,6 +117,7 @@ TABLES: dict[str, pa.Schema] = {
             _measure("weight", "sum of their weights"),
             _measure("mean_tokens", "mean scored tokens of their completions: a difference is a length bias"),
             _count("sharing_prompt_with_other_label", "rows whose prompt also has completions of the other label"),
+            _count("contradictory", "rows whose prompt and completion also have the other label, by tokens"),
         ]
     ),
     "reference": pa.schema(

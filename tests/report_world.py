@@ -31,6 +31,7 @@ HOSTILE = {
     "line separators": "a\u2028b\u2029c\u0085d",
     "bidi": "\u202eesrever\u2066isolate\u2069 \u200f\u061c tail",
     "invisible": "a\u200bb\ufeffc\u2060d\U000e0041\U000e007f",
+    "shapeless": "a\u00adb\u180ec\u3164d\u115fe\u1160f\u034fg\uffa0h\U000e0100i\U000e01efj",
     "controls": "bell\x07 escape\x1b[31m delete\x7f null\x00 return\rx",
     "long word": "w" * 1500,
     "right to left": "שלום עולם مرحبا بالعالم",

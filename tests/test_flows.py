@@ -90,7 +90,7 @@ def test_from_files_to_a_served_run_by_bare_name(
     ended = flow(environment(home), "flows.ingest", str(source), "--model", model, "--root", str(root))
     assert ended.returncode == 0, ended.stderr
     assert "v1 is ready" in ended.stdout
-    assert (tmp_path / "reports" / "v1.html").exists()
+    assert (tmp_path / "reports" / "data" / "v1.html").exists()
     with serving(prefect_server, root):
         for name in ("v2", "v3"):
             asked = subprocess.run(

@@ -14,7 +14,19 @@ import pytest
 
 from prefdata import cli, report, stats, versions
 from prefdata.errors import UserError
-from prefdata.report import alarms, ancestry, charts, of_version, pieces, plots, rendering, rows, sample, shortcuts
+from prefdata.report import (
+    alarms,
+    ancestry,
+    charts,
+    of_version,
+    pieces,
+    plots,
+    probe,
+    rendering,
+    rows,
+    sample,
+    shortcuts,
+)
 from prefdata.report.charts import Series
 from prefdata.storage import Storage
 from prefdata.verify import verify
@@ -32,8 +44,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def version(world: World) -> Version:
-    """60 pairs and 3 regenerated ones held out."""
-    rows = [world.pair(f"question {n}", f"answer {n} indeed", f"nothing {n}") for n in range(60)]
+    """120 pairs and 3 regenerated ones held out."""
+    rows = [world.pair(f"question {n}", f"answer {n} indeed", f"nothing {n}") for n in range(120)]
     made = [world.regenerated(f"question t{n}", "It was ", "a cat", "some dogs", f" in {n}.") for n in range(3)]
     return world.publish(rows, test=made, segments=True)
 
@@ -82,7 +94,7 @@ def page_of(version: Version) -> Page:
 
 def test_a_page_says_what_the_version_is_and_in_which_order(version: Version) -> None:
     page = page_of(version)
-    assert "63 preference pairs (60 train, 3 test), made by ingest on" in page.text
+    assert "123 preference pairs (120 train, 3 test), made by ingest on" in page.text
     told = [
         page.text.index(part) for part in ("Warnings", "Shortcut probe", "Where it came from", "What became", "How the")
     ]
@@ -90,7 +102,7 @@ def test_a_page_says_what_the_version_is_and_in_which_order(version: Version) ->
 
 
 def test_every_reason_of_the_ledger_is_told_with_its_number_and_meaning(version: Version) -> None:
-    assert "64 rows went in: 63 kept (at least one row was made from each), 1 set aside." in page_of(version).text
+    assert "124 rows went in: 123 kept (at least one row was made from each), 1 set aside." in page_of(version).text
     assert "chosen_empty 1 the chosen answer is empty" in page_of(version).text
 
 
@@ -207,12 +219,20 @@ def test_hostile_text_is_there_to_be_read(name: str, world: World) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [HOSTILE["bidi"], HOSTILE["invisible"], HOSTILE["controls"], "half \ud800 pair \udfff"]
+    "text",
+    [
+        HOSTILE["bidi"],
+        HOSTILE["invisible"],
+        HOSTILE["shapeless"],
+        "a\u3164\u034fb",
+        HOSTILE["controls"],
+        "half \ud800 pair \udfff",
+    ],
 )
 def test_what_hides_or_reorders_text_is_spelled_out(text: str) -> None:
     shown = rendering.visible(text)
     assert not set(shown) & set(
-        "\u202e\u2066\u2069\u200f\u061c\u200b\ufeff\u2060\U000e0041\x07\x1b\x7f\x00\r\ud800\udfff"
+        "\xad\u180e\u3164\u115f\u1160\u034f\uffa0\U000e0100\U000e01ef\u202e\u2066\u2069\u200f\u061c\u200b\ufeff\u2060\U000e0041\x07\x1b\x7f\x00\r\ud800\udfff"
     )
     shown.encode("utf-8")
     assert re.sub(r"<U\+([0-9A-F]+)>", lambda found: chr(int(found[1], 16)), shown) == text
@@ -254,7 +274,13 @@ def sound(**columns: Any) -> list[dict[str, Any]]:
     """Pairs with nothing wrong with them, changed by `columns`."""
     longer, shorter = list(range(10, 20)), list(range(30, 38))
     sides = [(longer, shorter), (shorter, longer), (longer[:9], [*shorter, 3]), (shorter[:7], longer[:7])]
-    return [pair(*side, prompt=str(n)) | columns for n, side in enumerate(sides)]
+    return enough(*(pair(*side) | columns for side in sides))
+
+
+def enough(*rows_: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows again and again, each time under a prompt of its own, as often as makes a share worth telling."""
+    again = -(-alarms.FEWEST_ROWS // len(rows_))
+    return [row | {"prompt_id": f"prompt {n} {at}"} for at in range(again) for n, row in enumerate(rows_)]
 
 
 def test_sound_rows_raise_no_alarm() -> None:
@@ -271,18 +297,19 @@ FAULTS: dict[str, list[dict[str, Any]]] = {
     "Identical pairs": [pair([1, 2], [1, 2])],
     "Scores that contradict the label": sound(margin=-1.0, chosen_score=0.0, rejected_score=1.0),
     "Ties in score": sound(margin=0.0, chosen_score=1.0, rejected_score=1.0),
-    "The reference prefers the rejected side": [pair([1, 2], [3, 4], logps=([-2.0] * 2, [-1.9] * 2))],
-    "One side is much less on-policy than the other": [pair([1, 2], [3, 4], logps=([-1.0] * 2, [-1.6] * 2))],
-    "Tokens that the reference would hardly write": [pair([1], [2], logps=([-1.0], [-10.5]))],
-    "Answers that the reference would hardly write": [pair([1], [2], logps=([-1.0], [-3.5]))],
+    "The reference prefers the rejected side": enough(pair([1, 2], [3, 4], logps=([-2.0] * 2, [-1.9] * 2))),
+    "One side is much less on-policy than the other": enough(pair([1, 2], [3, 4], logps=([-1.0] * 2, [-1.6] * 2))),
+    "Tokens that the reference would hardly write": enough(pair([1], [2], logps=([-1.0], [-10.5]))),
+    "Answers that the reference would hardly write": enough(pair([1], [2], logps=([-1.0], [-3.5]))),
     "Sums that saturate losses": [pair([1], [2], logps=([-10001.0], [-1.0]))],
-    "Length alone tells the chosen side": [pair([1, 2, 3], [4], prompt=str(n)) for n in range(3)],
+    "The chosen side is usually the longer one": enough(pair([1, 2, 3], [4])),
+    "The rejected side is usually the longer one": enough(pair([4], [1, 2, 3])),
     "Answers cut by length": sound(chosen_finish="length", rejected_finish="length"),
     "One side is cut more often": sound(rejected_finish="length"),
-    "Near-duplicate pairs": [pair([*range(100)], [*range(99), 200])],
+    "Near-duplicate pairs": enough(pair([*range(100)], [*range(99), 200])),
     "Chosen answers that are rejected elsewhere": [pair([1], [2]), pair([3], [1])],
     "Same text in different tokens": [pair([1], [2], text=("a", "a"))],
-    "Rows that repeat a prompt and its good answer": [pair([1], [2]), pair([1], [3])],
+    "Rows that repeat a prompt and its good answer": [pair([1], [n]) for n in range(2, 42)],
 }
 
 
@@ -291,13 +318,22 @@ def test_each_fault_raises_its_alarm(title: str) -> None:
     assert title in [alarm.title for alarm in checked("pairs", FAULTS[title]).alarms]
 
 
+COUNTED = {rule.title for rule in alarms.RULES if rule.fewest == 1}
+
+
+@pytest.mark.parametrize("title", FAULTS)
+def test_few_rows_are_told_by_counts_and_not_by_shares(title: str) -> None:
+    rows_ = FAULTS[title][: alarms.FEWEST_ROWS - 1]
+    assert (title in [alarm.title for alarm in checked("pairs", rows_).alarms]) == (title in COUNTED)
+
+
 def test_every_rule_reads_a_table_that_exists_and_has_a_test() -> None:
     assert {rule.table for rule in alarms.RULES} <= set(TABLES)
     assert {rule.title for rule in alarms.RULES} <= set(FAULTS)
 
 
 def test_errors_come_before_warnings_and_notes() -> None:
-    rows_ = [pair([1], [1], margin=0.0, chosen_score=0.0, rejected_score=0.0) | {"rejected_finish": "length"}]
+    rows_ = enough(pair([1], [1], margin=0.0, chosen_score=0.0, rejected_score=0.0) | {"rejected_finish": "length"})
     levels = [alarm.level for alarm in checked("pairs", rows_, test=False).alarms]
     assert levels == sorted(levels, key=alarms.LEVELS.index)
     assert set(levels) == {"error", "warning", "note"}
@@ -310,17 +346,42 @@ def test_what_is_missing_is_a_note() -> None:
 
 
 def test_labels_that_are_rare_or_told_by_length_raise_alarms() -> None:
-    def line(label: bool, rows_: int, tokens: float) -> dict[str, Any]:
-        return {"split": "train", "label": label, "rows": rows_, "mean_tokens": tokens}
+    def line(label: bool, rows_: int, tokens: float, weight: float = 1.0) -> dict[str, Any]:
+        return {"split": "train", "label": label, "rows": rows_, "mean_tokens": tokens, "weight": weight * rows_}
 
     def titles(*lines: dict[str, Any]) -> list[str]:
         counts: Any = {"rows_in": 0, "kept": 0, "set_aside": 0, "stages": [], "rows": {"test": 1}}
         return [alarm.title for alarm in alarms.check({"labels": lines}, counts, referenced=True).alarms]
 
-    assert titles(line(True, 10, 50), line(False, 30, 60)) == []
-    assert titles(line(True, 10, 50), line(False, 50, 50)) == ["One label is rare"]
-    assert titles(line(True, 10, 90), line(False, 10, 50)) == ["Desirable answers are of another length"]
+    assert titles(line(True, 60, 50), line(False, 40, 60)) == []
+    assert titles(line(True, 40, 50), line(False, 50, 50)) == ["Labels weigh differently"]
+    assert titles(line(True, 61, 50), line(False, 40, 50)) == ["Labels weigh differently"]
+    assert titles(line(True, 40, 50, weight=1.25), line(False, 50, 50)) == []
+    assert titles(line(True, 40, 50), line(False, 50, 50, weight=0.0)) == ["Labels weigh differently"]
+    assert titles(line(True, 40, 90), line(False, 40, 50)) == ["Desirable answers are of another length"]
+    assert titles(line(True, 39, 90), line(False, 39, 50)) == []
     assert titles(line(True, 10, 90)) == ["Only one label"]
+
+
+def test_the_weight_that_balances_the_labels_is_told() -> None:
+    rows_ = [completion([n, 2]) | {"label": n % 5 == 0, "weight": None, "prompt_id": str(n)} for n in range(100)]
+    found = {alarm.title: alarm for alarm in checked("unpaired", rows_).alarms}["Labels weigh differently"]
+    assert found.found == "train: 20 desirable against 80 undesirable, as sums of weights"
+    assert "multiplying the weights of desirable rows by 4 gives 1" in found.advice
+    weighed = [row | {"weight": 4.0 if row["label"] else 1.0} for row in rows_]
+    assert "Labels weigh differently" in checked("unpaired", weighed).sound
+
+
+def test_an_answer_with_both_labels_raises_an_alarm() -> None:
+    def labelled(*rows_: tuple[str, int, bool]) -> list[str]:
+        made = [
+            completion([token, 2], prompt=prompt) | {"label": label, "weight": None} for prompt, token, label in rows_
+        ]
+        return [alarm.title for alarm in checked("unpaired", made).alarms]
+
+    title = "Answers that are desirable and undesirable"
+    assert title in labelled(("a", 1, True), ("a", 1, False), ("b", 3, True))
+    assert title not in labelled(("a", 1, True), ("a", 2, False), ("b", 1, False), ("a", 1, True))
 
 
 # -- rows and pieces -----------------------------------------------------------------------------------------------
@@ -375,6 +436,23 @@ def test_unlikely_tokens_have_darker_shades_and_unscored_ones_none(world: World)
     assert levels[1] == sorted(levels[1], key=lambda level: level or 0)
     assert len(set(levels[1])) == 4
     assert levels[0] == [*levels[1][:3], None]
+
+
+def test_tokens_that_were_not_scored_are_in_no_sum_and_no_mean(world: World) -> None:
+    """Bytes of one character, of which one is scored; and a segment of three tokens, of which two are."""
+    ids = world.ids("𝒳")[:-1]
+    assert len(ids) > 1
+    assert len(world.decoder.pieces(ids)) == 1
+    rest = len(ids) - 1
+    row = pair(ids, [9], logps=([-1.0, *[-5.0] * rest], [-1.0]), chosen_loss_mask=[True, *[False] * rest])
+    table = rows_table("pairs", [row]).append_column("split", pa.array(["train"]))
+    chosen = rows.shown(table, ("chosen", "rejected"), world.decoder)[0].answers[0]
+    assert chosen.parts[0][1][0].logp == -1.0
+    segments = {
+        "ref_chosen_token_logps": [[-9.0, -1.0, -5.0, -3.0], [-1.0, -2.0], [-1.0, -2.0]],
+        "chosen_loss_mask": [[True, True, False, True], None, [False, False]],
+    }
+    assert plots.slice_means(pa.table(segments), "chosen", [1, 0, 0], [4, 2, 2]) == [-2.0, -1.5, None]
 
 
 def test_rows_end_where_the_page_would_grow_too_large(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -440,6 +518,25 @@ def test_a_large_version_is_read_in_part_and_that_is_said(tmp_path: Path, monkey
     assert drawn.sentence(3) == "3 of 60 rows, drawn at random, from 4 of its 12 files"
 
 
+def test_a_sample_of_long_answers_is_bounded_by_its_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows whatever files they are in, and at least one."""
+    each = sum(many(1)[0][f"{text}_tokens"] for text in ("prompt", "chosen", "rejected"))
+    version = publish(tmp_path / "data", train=many(40))
+    first = sample.draw(version).rows["row_id"].to_pylist()
+    monkeypatch.setattr(versions, "ROWS_PER_FILE", 13)
+    cut = publish(tmp_path / "cut", train=many(40))
+    for most, kept in ((each * 40, 40), (each * 40 - 1, 39), (each * 3, 3), (1, 1)):
+        monkeypatch.setattr(sample, "MOST_TOKENS", most)
+        assert sample.draw(version).rows["row_id"].to_pylist() == first[:kept]
+        assert sample.draw(cut).rows["row_id"].to_pylist() == first[:kept]
+    assert sample.draw(version).sentence() == "1 of 40 rows, drawn at random"
+
+
+def test_columns_that_no_page_shows_are_not_read(tmp_path: Path) -> None:
+    version = publish(tmp_path / "data", train=many(2))
+    assert {"tools", "prompt_ids"} <= set(version.columns()) - set(sample.draw(version).rows.column_names)
+
+
 def test_an_empty_split_is_no_obstacle(tmp_path: Path) -> None:
     drawn = sample.draw(publish(tmp_path / "data", train=many(2), test=[]))
     assert drawn.rows.num_rows == 2
@@ -460,13 +557,23 @@ def test_the_bars_of_a_histogram_are_shares_of_its_values() -> None:
     assert [round(height / tallest * 2) for height in heights if height > 0] == [1, 2, 1, 1]
 
 
-@pytest.mark.parametrize("values", [[3.0], [0.0, 0.0], [-1e-9, 1e9], [float("nan"), None, 1.0], list(range(5000))])
+@pytest.mark.parametrize(
+    "values",
+    [
+        *([3.0], [0.0, 0.0], [-1e-9, 1e9], [float("nan"), None, 1.0], list(range(5000))),
+        *([1e17], [1e17, 1e17 + 16], [1e300], [-1e300], [1e308], [-1e308, 1e308], [5e-324, 0.0], [-2.0, -1.0]),
+    ],
+    ids=str,
+)
 def test_any_values_can_be_drawn(values: list[float | None]) -> None:
     series = Series.of("a", "plain", values)
     drawn = charts.histogram("x", [series], "y")
     assert drawn is not None
-    assert not re.search("nan|inf", str(drawn))
-    assert charts.scatter("x", series, series) is not None
+    points = [value for value in values if value is not None]
+    line = charts.curves("x", [charts.Curve("a", "plain", range(len(points)), points)], zero=True)
+    for figure in (drawn, line, charts.scatter("x", series, series)):
+        assert figure is not None
+        assert not re.search("nan|inf", str(figure))
 
 
 def test_nothing_to_draw_is_no_figure() -> None:
@@ -539,13 +646,24 @@ def test_boxes_come_after_those_they_were_made_from_and_long_lineages_end(
 
 
 def test_segments_are_probed_by_tokens_alone_where_no_tokenizer_is(world: World) -> None:
-    made = [world.regenerated(f"q{n}", f"no {n} ", "cat", "dogs", ".") for n in range(50)]
+    made = [world.regenerated(f"q{n}", f"no {n} ", "cat", "dogs", ".") for n in range(probe.FEWEST_GROUPS)]
     table = rows_table("pairs", made, segments=True)
     for decoder, names in ((world.decoder, ["length", "format", "bag of words"]), (None, ["length", "bag of tokens"])):
         lines = [line for line in shortcuts.probed(table, decoder) if "segment" in line.question]
         assert [line.feature for line in lines] == names
         assert lines[-1].finding.auc is not None
         assert lines[-1].finding.auc.value == 1.0
+
+
+def test_pairs_of_other_prompts_that_share_an_answer_are_one_group() -> None:
+    table = rows_table("pairs", [pair([n // 2, 1], [n, 2], prompt=str(n)) for n in range(200)])
+    assert [line.finding.groups for line in shortcuts.probed(table, None)] == [100] * 3
+
+
+def test_words_of_any_length_are_cut_where_they_are_told(world: World) -> None:
+    word = "w" * 5000
+    rows_ = [world.pair(f"q{n}", f"it is {n} {word}", f"it is not {n}") for n in range(probe.FEWEST_GROUPS)]
+    assert f"<q>{'w' * 29}…</q>" in of_version.page(world.publish(rows_)).html
 
 
 # -- writing -------------------------------------------------------------------------------------------------------
@@ -555,7 +673,7 @@ def test_the_page_stands_beside_the_versions_and_the_version_is_as_it_was(
     version: Version, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["report", version.name, "--root", version.root]) == 0
-    place = Path(version.root).parent / "reports" / f"{version.name}.html"
+    place = Path(version.root).parent / "reports" / Path(version.root).name / f"{version.name}.html"
     assert place.read_text(encoding="utf-8") == of_version.page(version).html
     assert re.fullmatch(rf"{re.escape(str(place))}: \d+ warnings?\n", capsys.readouterr().out)
     assert verify(version) == []
@@ -592,9 +710,27 @@ def test_a_version_in_an_object_store_has_its_page_in_the_folder_one_is_in(
     publish(root)
     monkeypatch.chdir(tmp_path)
     made = report.report("v1", root=root)
-    assert Path(report.write(made)) == tmp_path / "reports" / "v1.html"
+    assert Path(report.write(made)) == tmp_path / "reports" / "memory" / tmp_path.name / "data" / "v1.html"
     report.write(report.report("v1", root=root, out=f"{root}/page.html"))
     assert Storage(root).read("page.html").startswith(b"<!doctype html>")
+
+
+def test_no_root_writes_over_the_page_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bucket = tmp_path.name
+    roots = [
+        "one",
+        "two",
+        "memory",
+        f"memory://{bucket}",
+        f"memory://{bucket}/a",
+        f"memory://{bucket}/a b",
+        f"memory://{bucket}a",
+    ]
+    written = [report.write(report.report_version(publish(root))) for root in roots]
+    assert len({Path(place).resolve() for place in written}) == len(roots)
+    assert all(Path(place).resolve().is_relative_to(tmp_path / "reports") for place in written)
+    assert report._as_name("..") == "%2E%2E"
 
 
 def test_a_changed_file_is_not_reported_on(tmp_path: Path) -> None:

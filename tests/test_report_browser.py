@@ -3,6 +3,8 @@
 Skips where there is no chromium, or fails there if PREFDATA_REQUIRE names `browser`.
 """
 
+import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from prefdata.report import of_version
+from prefdata.report import of_run, of_version
 from tests.published import publish
 from tests.report_world import HOSTILE, World
 from tests.required import lacking
@@ -75,7 +77,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="module")
 def pages(world: World) -> dict[str, Path]:
-    """A page of hostile pairs and segments, and one of completions."""
+    """A page of hostile pairs and segments, one of completions, and one of a run."""
     texts = list(HOSTILE.values())
     made = [world.pair(text, f"{text} good {n}", f"{text} bad", source=text) for n, text in enumerate(texts)]
     made += [world.pair(f"quiet question {n}", f"calm answer {n}", "loud " * n) for n in range(40)]
@@ -84,13 +86,39 @@ def pages(world: World) -> dict[str, Path]:
     asked = {"config": {text: text for text in texts}, "sources": sources}
     pairs = world.publish(made, test=segments, segments=True, **asked)
     answers = [world.completion(text, text, score=1.0, method=text) for text in texts]
-    return {
-        name: _written(world, name, of_version.page(version).html)
+    htmls = {
+        name: of_version.page(version).html
         for name, version in {
             "pairs": pairs,
             "completions": publish(world.root, "completions", train=answers, **{**world.fields, **asked}),
         }.items()
     }
+    htmls["run"] = of_run.page(str(_hostile_run(world.root.parent / "run", texts)), pairs.root).html
+    return {name: _written(world, name, html) for name, html in htmls.items()}
+
+
+def _hostile_run(folder: Path, texts: list[str]) -> Path:
+    """A run whose folder holds hostile text wherever there can be text, with curves."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    parts = [{"version": text, "logical_hash": text} for text in [*texts, "v1"]]
+    measured = dict.fromkeys(texts, 1.0) | {"nll_loss": 1.0}
+    config = {
+        "loss": texts[0],
+        "knobs": {text: text for text in texts},
+        "policy": {"name": texts[1], "digest": texts[2]},
+    }
+    config |= {"data": {"version": texts[3], "parts": parts}, texts[4]: texts[5]}
+    run = {"format": "prefdata-run/1", "status": texts[6], "config": config, "before": measured, "after": measured}
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    agreement = {"mean": 1.0, "tokens": 1, "rows": 1, "same_model": True, "allowed": 0.1}
+    (folder / "step0.json").write_text(json.dumps(dict.fromkeys(texts, agreement)), encoding="utf-8")
+    with SummaryWriter(str(folder / "tensorboard")) as writer:
+        for step in range(3):
+            writer.add_scalar("train/loss", 1.0 / (step + 1), step)
+            writer.add_scalar(texts[0], math.nan, step)  # an alarm tells its name
+    return folder
 
 
 def _written(world: World, name: str, html: str) -> Path:
@@ -104,7 +132,7 @@ def width(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.mark.parametrize("name", ["pairs", "completions"])
+@pytest.mark.parametrize("name", ["pairs", "completions", "run"])
 def test_hostile_rows_run_nothing_and_make_nothing(
     name: str, pages: dict[str, Path], chromium: Any, width: str
 ) -> None:
@@ -123,7 +151,7 @@ def test_hostile_rows_run_nothing_and_make_nothing(
     assert tab.log() == []
 
 
-@pytest.mark.parametrize("name", ["pairs", "completions"])
+@pytest.mark.parametrize("name", ["pairs", "completions", "run"])
 def test_nothing_is_wider_than_the_window(name: str, pages: dict[str, Path], chromium: Any, width: str) -> None:
     tab = Tab(chromium, pages[name], width)
     tab.run("document.querySelectorAll('details').forEach((row) => { row.open = true; })")

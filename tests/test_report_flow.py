@@ -49,11 +49,12 @@ def version(tmp_path: Path) -> Version:
 
 def test_the_link_leads_to_the_page(version: Version, log: Log, links: list[dict[str, str]]) -> None:
     running._leave_report("ingest", version)
-    page = Path(version.root).parent / "reports" / "v1.html"
+    page = Path(version.root).parent / "reports" / "data" / "v1.html"
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
     assert [(link["key"], link["link"], link["link_text"]) for link in links] == [
         ("ingest-report", page.as_uri(), "report of v1")
     ]
+    assert links[0]["description"].endswith(f"\n\n    {page}")  # to be copied: a block of code in Markdown
     assert (log.infos, log.warnings) == ([f"report: {page}"], [])
 
 

@@ -89,6 +89,55 @@ def test_noise_tells_nothing() -> None:
     assert not found.auc.tells
 
 
+def test_noise_is_seldom_taken_for_a_shortcut_where_prompts_are_as_few_as_may_be() -> None:
+    told = 0
+    for seed in range(100):
+        noise = np.random.default_rng(seed).normal(0, 1, (probe.FEWEST_GROUPS, 22))
+        found = probe.probe(Features([str(n) for n in range(22)], noise), alone(probe.FEWEST_GROUPS))
+        assert found.auc is not None
+        told += found.auc.tells
+    assert told <= 4
+
+
+def test_what_may_be_chance_tells_nothing() -> None:
+    assert probe.Auc(0.7, 0.51, 0.89).tells
+    assert not probe.Auc(0.7, 0.5, 0.9).tells
+
+
+def test_pairs_that_share_an_answer_are_held_out_together() -> None:
+    """Random answers, each pair of them under six prompts: known again, unless prompts are joined by what they share."""
+    rng = np.random.default_rng(13)
+    better, worse = ([text for text in texts(rng, 120) for _ in range(6)] for _ in range(2))
+    split = probe.probe(probe.words(better, worse), alone(720))
+    grouped = probe.probe(probe.words(better, worse), probe.joined(alone(720), better, worse))
+    assert split.auc is not None
+    assert grouped.auc is not None
+    assert split.auc.value > 0.95
+    assert not grouped.auc.tells
+    assert grouped.groups == 120
+
+
+def test_groups_are_joined_by_prompts_and_by_either_side() -> None:
+    prompts = ["c", "b", "b", "a", "d", "e"] + [f"z{n}" for n in range(30)]
+    more = [f"answer {n}" for n in range(30)]
+    better = ["1", "2", "3", "4", "5", "6", *more]
+    worse = ["4", "7", "1", "8", "9", "9", *[f"{text} worse" for text in more]]
+    found = probe.joined(prompts, better, worse)
+    assert found == ["a", "a", "a", "a", "d", "d", *prompts[6:]]
+    order = np.random.default_rng(14).permutation(36).tolist()
+    shuffled = probe.joined(*([values[at] for at in order] for values in (prompts, better, worse)))
+    assert shuffled == [found[at] for at in order]
+
+
+def test_a_stock_answer_joins_nothing_and_is_found() -> None:
+    rng = np.random.default_rng(15)
+    better, worse = texts(rng, 200), ["sorry"] * 200
+    found = probe.probe(probe.words(better, worse), probe.joined(alone(200), better, worse))
+    assert found.groups == 200
+    assert found.auc is not None
+    assert found.auc.value == 1.0
+
+
 def test_what_only_names_the_prompt_tells_nothing() -> None:
     """A feature per prompt, with a sign that is the same in the prompt's pairs, would tell all if prompts were split."""
     groups = np.repeat(np.arange(100), 8)

@@ -156,6 +156,38 @@ def test_ends_that_raise_alarms(run: dict[str, Any], title: str) -> None:
     assert alarms(**run) == [title]
 
 
+NAN = float("nan")
+NO_NUMBER = "Numbers that are not finite"
+
+
+@pytest.mark.parametrize("value", [NAN, float("inf"), float("-inf")])
+def test_any_number_that_is_not_finite_is_an_error(value: float) -> None:
+    curves = {"train/loss": {0: 1.0, 3: value, 5: value, 7: 0.5}, "train/grad_norm": {0: 1.0, 2: value}}
+    found = training.check({"status": "finished", "after": {"margin": value}}, curves, {}).alarms
+    assert (found[0].level, found[0].title) == ("error", NO_NUMBER)
+    assert found[0].found == "train/grad_norm from step 2 on, train/loss from step 3 on, margin after training"
+
+
+@pytest.mark.parametrize(
+    ("changed", "run", "title"),
+    [
+        ({"logps/chosen_per_token": (-1.0, NAN)}, {}, "The chosen answers become less likely"),
+        ({"logps/rejected_per_token": (-1.0, NAN)}, {}, "The rejected answers are driven far down"),
+        (
+            {"entropy": (1.0, NAN), "logps/chosen_per_token": (-1.0, -1.005)},
+            {},
+            "Probability spreads to what was never seen",
+        ),
+        ({}, {"after": {"nll_loss": NAN}}, "Held-out likelihood got worse"),
+        ({}, {"after": {"rewards/accuracies": NAN}}, "No better than chance on held-out pairs"),
+    ],
+)
+def test_what_is_no_number_passes_no_check(
+    changed: dict[str, tuple[float, float]], run: dict[str, Any], title: str
+) -> None:
+    assert alarms(changed, **run) == [NO_NUMBER, title]
+
+
 def agreement(mean: float, *, same_model: bool = True) -> dict[str, Any]:
     return {"v1": {"mean": mean, "tokens": 10, "rows": 2, "same_model": same_model, "allowed": 1e-3}}
 

@@ -62,7 +62,11 @@ class Options:
     tensor_parallel_size: int = option(1, "devices that share one copy of the generating model (vllm)", least=1)
     data_parallel_size: int = option(1, "copies of the generating model (vllm)", least=1)
     dtype: str = option("float32", "precision of the models' weights", choices=DTYPES)
-    unit_rows: int = option(256, "answers per unit of work", least=1)
+    unit_rows: int = option(
+        1024,
+        "answers per unit of work: a killed build repeats at most one; smaller ones fill batches less well",
+        least=1,
+    )
     trust_remote_code: bool = option(False, "run Python code that comes with the model")
 
 

@@ -1,11 +1,13 @@
 """Reports: one HTML page of a version or of a training run, which a browser opens as it is.
 
-A version never changes, so its page stands outside it: in `reports/` beside the folder of versions, or in `./reports`
-where versions live in an object store. A run's page stands in the run folder.
+A version never changes, so its page stands outside it: in `reports/NAME/` beside the folder NAME of versions, or in
+`./reports/SCHEME/BUCKET/PATH/` where versions live in an object store: no two roots share a page. A run's page stands in
+the run folder.
 """
 
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from prefdata import versions
 from prefdata.storage import Storage
@@ -50,5 +52,13 @@ def write(made: Report) -> str:
 
 
 def _reports(version: Version) -> Path:
-    root = Path(version.root)
-    return root.parent / FOLDER if version.storage.local else Path(FOLDER)
+    if version.storage.local:
+        root = Path(version.root)
+        return root.parent / FOLDER / root.name
+    scheme, _, place = version.root.partition("://")
+    return Path(FOLDER, scheme, *(_as_name(part) for part in place.split("/") if part))
+
+
+def _as_name(part: str) -> str:
+    """A part of a URL as the name of a folder: another one for another part."""
+    return quote(part, safe="") if part.strip(".") else part.replace(".", "%2E")  # .. would lead out of the folder

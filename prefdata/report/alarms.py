@@ -14,6 +14,7 @@ Level = Literal["error", "warning", "note"]
 Line = Mapping[str, Any]
 Tables = Mapping[str, Sequence[Line]]
 LEVELS: tuple[Level, ...] = ("error", "warning", "note")
+FEWEST_ROWS = 40  # of a split; with fewer a share or a mean above a limit would often be chance
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,16 @@ class Rule:
     shown: Callable[[float], str]
     advice: str
     where: Mapping[str, str] | None = None
+    fewest: int = 1  # rows that a line must be of; counts of errors are told of any
 
     def look(self, tables: Tables) -> Alarm | str | None:
         """An alarm; its title if nothing is wrong; None if there is nothing to look at."""
-        lines = [line for line in tables.get(self.table, ()) if _fits(line, self.where or {})]
+        every = tables.get(self.table, ())
+        lines = [line for line in every if line["rows"] >= self.fewest and _fits(line, self.where or {})]
         values = [(line, value) for line in lines if (value := self.value(line)) is not None]
         if not values:
             return None
-        told = [f"{_place(line)} {self.shown(value)}" for line, value in values if value > self.limit]
+        told = [f"{_place(line)} {self.shown(value)}" for line, value in values if not value <= self.limit]  # NaN too
         return _alarm(self.level, self.title, [f"{self.of}: {', '.join(told)}"] if told else [], self.advice)
 
 
@@ -96,8 +99,8 @@ def _off_policy_by(line: Line) -> float | None:
     return None if line["mean"] is None else abs(line["mean"])
 
 
-def _length_tells(line: Line) -> float | None:
-    return None if line["auc"] is None else max(line["auc"], 1 - line["auc"])
+def _rejected_longer(line: Line) -> float | None:
+    return None if line["auc"] is None else 1 - line["auc"]
 
 
 def _alike(line: Line) -> float | None:
@@ -111,6 +114,11 @@ def _share(name: str) -> Callable[[Line], float | None]:
 _SUPPRESSION = (
     "An unlikely rejected side has large gradients, and training turns into pushing it down (arXiv 2406.07327). Make "
     "pairs on-policy, or train with a likelihood term on the chosen side, and watch the chosen log-prob."
+)
+
+_LENGTH = (
+    "A model can learn to be long (or short) instead of good. Balance lengths, or train with a loss that normalises or "
+    "penalises length."
 )
 
 RULES: tuple[Rule, ...] = (
@@ -176,6 +184,7 @@ RULES: tuple[Rule, ...] = (
         "More often than not log p_ref(rejected) is above log p_ref(chosen), so training starts against the model's "
         "own taste. Right for corrections; otherwise look whether the sides are swapped.",
         {"unit": "sum"},
+        fewest=FEWEST_ROWS,
     ),
     Rule(
         "warning",
@@ -187,6 +196,7 @@ RULES: tuple[Rule, ...] = (
         "{:.2f}".format,
         _SUPPRESSION,
         {"unit": "per_token"},
+        fewest=FEWEST_ROWS,
     ),
     Rule(
         "warning",
@@ -197,6 +207,7 @@ RULES: tuple[Rule, ...] = (
         "share of tokens",
         percent,
         f"They are below {UNLIKELY_TOKEN:g} nats each. {_SUPPRESSION}",
+        fewest=FEWEST_ROWS,
     ),
     Rule(
         "warning",
@@ -207,6 +218,7 @@ RULES: tuple[Rule, ...] = (
         "share of answers",
         percent,
         f"Their mean is below {UNLIKELY_ANSWER:g} nats per token. {_SUPPRESSION}",
+        fewest=FEWEST_ROWS,
     ),
     Rule(
         "warning",
@@ -220,14 +232,25 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         "warning",
-        "Length alone tells the chosen side",
+        "The chosen side is usually the longer one",
         "length_bias",
-        _length_tells,
+        _column("auc"),
         0.65,
-        "AUC of length",
-        "{:.2f}".format,
-        "A model can learn to be long (or short) instead of good. Balance lengths, or train with a loss that "
-        "normalises or penalises length.",
+        "share of pairs, ties counting half",
+        percent,
+        _LENGTH,
+        fewest=FEWEST_ROWS,
+    ),
+    Rule(
+        "warning",
+        "The rejected side is usually the longer one",
+        "length_bias",
+        _rejected_longer,
+        0.65,
+        "share of pairs, ties counting half",
+        percent,
+        _LENGTH,
+        fewest=FEWEST_ROWS,
     ),
     Rule(
         "warning",
@@ -238,6 +261,7 @@ RULES: tuple[Rule, ...] = (
         "answers without an end-of-turn token",
         percent,
         "A model trained on them learns not to stop. Raise the length limit, or set such rows aside.",
+        fewest=FEWEST_ROWS,
     ),
     Rule(
         "warning",
@@ -249,6 +273,7 @@ RULES: tuple[Rule, ...] = (
         percent,
         "Very similar sides can pull the chosen log-prob down with the rejected one (arXiv 2410.08847).",
         {"measure": "edit_distance"},
+        fewest=FEWEST_ROWS,
     ),
     Rule(
         "warning",
@@ -279,6 +304,7 @@ RULES: tuple[Rule, ...] = (
         "share of rows",
         percent,
         "Those answers weigh more than others in training. Usual where one answer got several negatives.",
+        fewest=FEWEST_ROWS,
     ),
     Rule(
         "note",
@@ -297,7 +323,8 @@ RULES: tuple[Rule, ...] = (
 def _ending_differently(tables: Tables) -> Alarm | str | None:
     """Cut answers on one side only: the missing end token tells the sides apart."""
     title = "One side is cut more often"
-    cut = {(line["split"], line["side"]): line["cut_share"] for line in tables.get("lengths", ())}
+    lines = [line for line in tables.get("lengths", ()) if line["rows"] >= FEWEST_ROWS]
+    cut = {(line["split"], line["side"]): line["cut_share"] for line in lines}
     gaps = [
         (split, share - cut[split, "rejected"])
         for (split, side), share in cut.items()
@@ -312,7 +339,7 @@ def _ending_differently(tables: Tables) -> Alarm | str | None:
     return _alarm("warning", title, told, advice) if gaps else None
 
 
-def _labels(tables: Tables) -> Iterator[Alarm | str]:
+def _labels(tables: Tables) -> Iterator[Alarm | str | None]:
     """Unpaired rows: how the labels are balanced, and whether length tells them apart."""
     by_split: dict[str, dict[bool, Line]] = {}
     for line in tables.get("labels", ()):
@@ -323,23 +350,36 @@ def _labels(tables: Tables) -> Iterator[Alarm | str]:
     told = [split for split in by_split if split not in both]
     yield _alarm("warning", "Only one label", told, "There is nothing to tell apart.")
     told = [
-        f"{split}: {good['rows']:,} desirable, {bad['rows']:,} undesirable"
-        for split, (good, bad) in both.items()
-        if not 1 / 4 <= good["rows"] / bad["rows"] <= 4
-    ]
+        f"{split} {bad['contradictory']:,}" for split, (_, bad) in both.items() if bad.get("contradictory")
+    ]  # versions that were published before it was counted have no such column
     yield _alarm(
-        "note",
-        "One label is rare",
-        told,
-        "KTO wants weights whose ratio, times that of the counts, is between 1 and 4/3: set them for the rare label.",
+        "warning",
+        "Answers that are desirable and undesirable",
+        [f"undesirable rows: {', '.join(told)}"] if told else [],
+        "The same answer to the same prompt has both labels: their gradients cancel, or the labels are noise.",
     )
+    yield _balance(*both["train"]) if "train" in both else None
     told = [
         f"{split}: {good['mean_tokens']:.0f} tokens on average against {bad['mean_tokens']:.0f}"
         for split, (good, bad) in both.items()
-        if not 2 / 3 <= good["mean_tokens"] / max(bad["mean_tokens"], 1) <= 3 / 2
+        if min(good["rows"], bad["rows"]) >= FEWEST_ROWS
+        and not 2 / 3 <= good["mean_tokens"] / max(bad["mean_tokens"], 1) <= 3 / 2
     ]
     advice = "A model can learn to be long (or short) instead of good."
     yield _alarm("warning", "Desirable answers are of another length", told, advice)
+
+
+def _balance(good: Line, bad: Line) -> Alarm | str:
+    """What KTO calls lambda_D n_D / (lambda_U n_U), with the weights that the rows carry."""
+    title = "Labels weigh differently"
+    if bad["weight"] and 1 <= (ratio := good["weight"] / bad["weight"]) <= 3 / 2:
+        return title
+    found = f"train: {good['weight']:,.6g} desirable against {bad['weight']:,.6g} undesirable, as sums of weights"
+    if not good["weight"] or not bad["weight"]:
+        return Alarm("note", title, found, "Rows without weight change nothing in training.")
+    rare, weight = ("desirable", 1 / ratio) if ratio < 1 else ("undesirable", ratio)
+    advice = f"KTO wants a ratio between 1 and 3/2: multiplying the weights of {rare} rows by {weight:.3g} gives 1."
+    return Alarm("note", title, found, advice)
 
 
 def _alarm(level: Level, title: str, told: Sequence[str], advice: str) -> Alarm | str:

@@ -18,6 +18,7 @@ WIDTH, HEIGHT = 340.0, 190.0
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 10.0, 8.0, 34.0
 BINS = 24
 MINUS = "\N{MINUS SIGN}"
+MOST = 1e300  # beyond it, what is added or scaled on the way to the page would overflow
 _TAIL = 0.005  # share at each end that a histogram gathers in its outermost bins
 
 
@@ -33,7 +34,7 @@ class Series:
     def of(cls, name: str, css: str, values: Iterable[float | None]) -> "Series":
         """Leaves out what is null or not finite: it has no place on an axis."""
         found = np.array([math.nan if value is None else value for value in values], dtype=np.float64)
-        return cls(name, css, found[np.isfinite(found)])
+        return cls(name, css, found[np.isfinite(found)].clip(-MOST, MOST))
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,18 @@ def scatter(title: str, x: Series, y: Series, note: str = "") -> Markup | None:
     """Dots, larger where more rows are, the same scale both ways, with the line where both are equal."""
     if not x.values.size:
         return None
-    high = float(max(np.quantile(each.values, 1 - _TAIL) for each in (x, y))) * 1.02 or 1.0
+    most = float(max(np.quantile(each.values, 1 - _TAIL) for each in (x, y)))
+    high = most * 1.02 if most > 1e-6 else 1.0
     across, up = _axes(0.0, high, 0.0, high)
     places = Counter(
-        (round(across(min(a, high))), round(up(min(b, high))))
+        (round(across(_within(across, a))), round(up(_within(up, b))))
         for a, b in zip(x.values.tolist(), y.values.tolist(), strict=True)
     )
-    most = max(places.values())
+    commonest = max(places.values())
     dots = [
-        Markup('<circle cx="{}" cy="{}" r="{:.1f}"/>').format(left, down, 1.5 + 5 * math.sqrt(rows / most) * (most > 1))
+        Markup('<circle cx="{}" cy="{}" r="{:.1f}"/>').format(
+            left, down, 1.5 + 5 * math.sqrt(rows / commonest) * (commonest > 1)
+        )
         for (left, down), rows in sorted(places.items())
     ]
     line = Markup('<line class="equal" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(
@@ -114,7 +118,7 @@ def scatter(title: str, x: Series, y: Series, note: str = "") -> Markup | None:
 def curves(title: str, lines: Sequence[Curve], note: str = "", *, zero: bool = False) -> Markup | None:
     """Values by training step; None if there are none. `zero`: with a line at 0."""
     finite = [
-        Curve(line.name, line.css, [x for x, y in points], [y for x, y in points])
+        Curve(line.name, line.css, [x for x, _ in points], [max(-MOST, min(y, MOST)) for _, y in points])
         for line in lines
         if (points := [(x, y) for x, y in zip(line.x, line.y, strict=True) if math.isfinite(y)])
     ]
@@ -150,7 +154,8 @@ def _range(values: Numbers) -> tuple[float, float]:
         low = float(values.min())
     if values.max() < high + (high - low) * 0.1:
         high = float(values.max())
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    pad = _room(low, high)
+    return low - pad, high + pad
 
 
 def _bins(low: float, high: float, series: Sequence[Series]) -> int:
@@ -161,8 +166,14 @@ def _bins(low: float, high: float, series: Sequence[Series]) -> int:
 
 def _spread(values: Sequence[float], room: float = 0.06) -> tuple[float, float]:
     low, high = min(values), max(values)
-    pad = (high - low) * room if high > low else abs(high) * 0.1 or 0.5
+    pad = _room(low, high) or (high - low) * room
     return low - pad, high + pad
+
+
+def _room(low: float, high: float) -> float:
+    """What an axis needs on either side where all values are the same but for rounding, of any size; else 0."""
+    pad = max(0.5, abs(low) * 1e-6)
+    return pad if high - low <= pad * 1e-9 else 0.0
 
 
 def _within(axis: _Axis, value: float) -> float:

@@ -70,6 +70,7 @@ def _of_pairs(rows: pl.DataFrame, sample: pa.Table) -> Iterator[_Drawn]:
         "As shares of the longer side's tokens. Sides that share nearly everything differ in a few decisive tokens.",
         [
             histogram("Shared prefix", [Series.of("pairs", "plain", rows["shared_prefix"])], "share of tokens"),
+            histogram("Shared suffix", [Series.of("pairs", "plain", rows["shared_suffix"])], "share of tokens"),
             histogram("Token overlap", [Series.of("pairs", "plain", overlaps(sample))], "share of tokens"),
             histogram("Edit distance", [Series.of("pairs", "plain", rows["edit_distance"])], "share of tokens"),
         ],
@@ -102,17 +103,24 @@ def _segments(sample: pa.Table) -> Markup | None:
         return None
     rows = sample.filter(pa.compute.is_valid(sample["segment_start"]))
     starts = rows["segment_start"].to_pylist()
-    original = _slice_means(rows["ref_chosen_token_logps"], starts, rows["segment_source_end"].to_pylist())
-    written = _slice_means(rows["ref_rejected_token_logps"], starts, rows["segment_end"].to_pylist())
+    original = slice_means(rows, "chosen", starts, rows["segment_source_end"].to_pylist())
+    written = slice_means(rows, "rejected", starts, rows["segment_end"].to_pylist())
     series = [Series.of("original", "chosen", original), Series.of("regenerated", "rejected", written)]
     return histogram("Inside the segment", series, _NATS)
 
 
-def _slice_means(logps: pa.ChunkedArray, starts: list[int], ends: list[int]) -> list[float | None]:
-    return [
-        float(np.mean(row[start:end])) if row is not None and end > start else None
-        for row, start, end in zip(logps.to_pylist(), starts, ends, strict=True)
-    ]
+def slice_means(rows: pa.Table, side: str, starts: Sequence[int], ends: Sequence[int]) -> list[float | None]:
+    """Each row's mean reference log-prob of the side's scored tokens from start to end; None where none is."""
+    logps, masks = (
+        rows[name].to_pylist() if name in rows.column_names else [None] * rows.num_rows
+        for name in (f"ref_{side}_token_logps", f"{side}_loss_mask")
+    )
+    return [_slice_mean(*row) for row in zip(logps, masks, starts, ends, strict=True)]
+
+
+def _slice_mean(logps: list[float] | None, mask: list[bool] | None, start: int, end: int) -> float | None:
+    scored = [logps[at] for at in range(start, end) if mask is None or mask[at]] if logps is not None else []
+    return sum(scored) / len(scored) if scored else None
 
 
 def overlaps(pairs: pa.Table) -> list[float]:

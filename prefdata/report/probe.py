@@ -3,13 +3,13 @@
 If length, format or a bag of words is enough, a model can learn that instead of what was preferred. Each pair is one
 row of differences, better side - worse side, so that swapping the sides only flips its sign: a logistic regression
 without an intercept reads it the same either way. Its scores come from folds that share no prompt with what it was
-fitted on. Pure; NumPy only.
+fitted on, nor an answer. Pure; NumPy only.
 """
 
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ import numpy as np
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
 TELLS = 0.65  # an AUC above this is a shortcut worth a warning
-FEWEST_GROUPS = 40  # different prompts; with fewer an AUC above TELLS would often be chance
+FEWEST_GROUPS = 100  # with fewer, noise alone is taken for a shortcut in one of ten probes
+STOCK = 0.1  # an answer in more of the pairs than this share is a habit, not a copy
 FOLDS = 5
 MOST_WORDS = 1000
 LEAST_PAIRS_WITH_WORD = 5
@@ -36,20 +37,20 @@ class Auc:
     """How often the score of a pair shown the right way round is above that of one shown the wrong way round."""
 
     value: float  # 0.5: not at all
-    low: float  # 95 % confidence interval, pairs of a prompt counted together
+    low: float  # 95 % confidence interval, pairs of a group counted together
     high: float
 
     @property
     def tells(self) -> bool:
-        """Whether it is a shortcut."""
-        return self.value > TELLS
+        """Whether it is a shortcut, and not by chance."""
+        return self.value > TELLS and self.low > 0.5
 
 
 @dataclass(frozen=True)
 class Finding:
     """What one kind of feature alone gives away."""
 
-    auc: Auc | None  # None: too few prompts to tell
+    auc: Auc | None  # None: too few groups to tell
     right: float | None  # share of pairs whose better side is guessed, ties counting half
     pairs: int
     groups: int
@@ -69,7 +70,7 @@ class Features:
 
 
 def probe(features: Features, groups: Sequence[str], *, seed: int = 0) -> Finding:
-    """Cross-validated, with all pairs of a group (a prompt) in one fold."""
+    """Cross-validated, with all pairs of a group (see `joined`) in one fold."""
     x = np.asarray(features.differences, dtype=np.float64)
     number_of = {group: number for number, group in enumerate(sorted(set(groups)))}
     numbers = np.array([number_of[group] for group in groups], dtype=np.int64)
@@ -79,6 +80,29 @@ def probe(features: Features, groups: Sequence[str], *, seed: int = 0) -> Findin
     right = float((scores > 0).mean() + (scores == 0).mean() / 2)
     better, worse = _loudest(features.names, fit(x))
     return Finding(auc(scores, numbers), right, len(x), len(number_of), better, worse)
+
+
+def joined(prompts: Sequence[str], *answers: Sequence[Hashable]) -> list[str]:
+    """The group of each pair: pairs that share their prompt or an answer are in one, and so are those that these lead to.
+
+    Each of `answers` is a side, one answer per pair. A group is named for its first prompt by name. An answer that stands
+    in more than `STOCK` of the pairs joins none: it would leave a single group, and is itself what should be found.
+    """
+    leader = {prompt: prompt for prompt in prompts}
+
+    def lead(prompt: str) -> str:
+        while leader[prompt] != prompt:
+            leader[prompt] = prompt = leader[leader[prompt]]
+        return prompt
+
+    often = Counter(answer for side in answers for answer in side)
+    first: dict[Hashable, str] = {}
+    for side in answers:
+        for prompt, answer in zip(prompts, side, strict=True):
+            if often[answer] <= max(1, STOCK * len(prompts)):
+                one, other = sorted((lead(prompt), lead(first.setdefault(answer, prompt))))
+                leader[other] = one
+    return [lead(prompt) for prompt in prompts]
 
 
 def held_out_scores(x: Numbers, groups: Numbers, seed: int) -> Numbers:

@@ -18,16 +18,17 @@ from markupsafe import Markup
 from prefdata.report.charts import MINUS
 
 # what a reader could not see, or what would move other text: controls (not tab and line feed), bidirectional overrides
-# and isolates, line separators, tag characters, halves of surrogate pairs, non-characters
+# and isolates, line separators, soft hyphens, joiners and fillers without a shape, tag characters, selectors of variants
+# (not those of emoji), halves of surrogate pairs, non-characters
 _HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ufdd0-\ufdef"
-    "\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\u3164\ufeff\uffa0\ufff9-\ufffb\ufdd0-\ufdef"
+    "\ufffe\uffff\ud800-\udfff\U000e0000-\U000e007f\U000e0100-\U000e01ef]"
 )
 
 
 def visible(text: str) -> str:
     """The text with hidden and reordering characters spelled as <U+202E>."""
-    if text.isprintable():  # none of them is; most texts are
+    if text.isascii() and text.isprintable():  # none of them is both; most texts are
         return text
     return _HIDDEN.sub(lambda found: f"<U+{ord(found[0]):04X}>", text.replace("\r\n", "\n"))
 

@@ -151,9 +151,10 @@ def _parts(
     parts: dict[str, list[Shaded]] = {"before": [], "segment": [], "after": []}
     for piece in decoder.pieces(ids):
         where = "before" if piece.start < start else "segment" if piece.start < end else "after"
-        scored = logps is not None and (mask is None or any(mask[piece.start : piece.end]))
-        # the sum over the tokens of a character that is spread over several
-        logp = sum(logps[piece.start : piece.end]) if scored and logps is not None else None
+        # the sum over the scored tokens of a character that is spread over several
+        within = range(piece.start, piece.end)
+        scored = [logps[at] for at in within if mask is None or mask[at]] if logps is not None else []
+        logp = sum(scored) if scored else None
         parts[where].append(Shaded(piece.text, None if logp is None else bisect_left(_LEVELS, -logp), logp))
     yield from ((name if name == "segment" else "", tuple(found)) for name, found in parts.items() if found)
 

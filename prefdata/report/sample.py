@@ -4,14 +4,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prefdata.draws import row_seed
 from prefdata.versions import SPLITS, Version
 from schemas.manifest import FileEntry
 
 MOST_ROWS = 4000
+MOST_TOKENS = 4_000_000  # of prompts and answers: rows of long answers are fewer
 MOST_FILES = 4  # a file holds up to 8192 rows and is read whole, since it is checked when it is read
 _PURPOSE = "report"
+_UNUSED = {"tools", "prompt_ids", "generator", "sampling"}  # columns that may be large and that no page shows
 
 
 @dataclass(frozen=True)
@@ -33,14 +36,14 @@ class Sample:
 
 
 def draw(version: Version, *, seed: int = 0, rows: int = MOST_ROWS, files: int = MOST_FILES) -> Sample:
-    """At most `rows` rows of at most `files` files, which are drawn by how many rows they hold."""
+    """At most `rows` rows of `MOST_TOKENS` of at most `files` files, which are drawn by how many rows they hold."""
     every = [(split, entry) for split in SPLITS for entry in version.files(split)]
     chosen = _choose([entry.get("rows", 0) for _, entry in every], files, seed)
     parts = [_first(version, *every[number], rows, seed) for number in chosen]
     if not parts:
         return Sample(version.schema.append(pa.field("split", pa.string())).empty_table(), 0, 0, 0)
     table = pa.concat_tables([part for part, _ in parts])
-    order = np.argsort(np.concatenate([draws for _, draws in parts]), kind="stable")[:rows]
+    order = _smallest(table, np.concatenate([draws for _, draws in parts]), rows)
     total = sum(entry.get("rows", 0) for _, entry in every)
     return Sample(table.take(pa.array(order)), total, len(chosen), len(every))
 
@@ -54,8 +57,17 @@ def _choose(rows: list[int], files: int, seed: int) -> list[int]:
 
 def _first(version: Version, split: str, entry: FileEntry, rows: int, seed: int) -> tuple[pa.Table, np.ndarray]:
     """The file's rows with the smallest draws, and those draws."""
-    table = version.read(entry)
+    table = version.read(entry, [name for name in version.columns() if name not in _UNUSED])
     draws = np.array([row_seed(seed, row_id, _PURPOSE) for row_id in table["row_id"].to_pylist()], dtype=np.int64)
-    kept = np.argsort(draws, kind="stable")[:rows]
+    kept = _smallest(table, draws, rows)
     part = table.take(pa.array(kept)).append_column("split", pa.array([split] * len(kept), pa.string()))
     return part, draws[kept]
+
+
+def _smallest(table: pa.Table, draws: np.ndarray, rows: int) -> np.ndarray:
+    """Where the smallest draws are, in their order: at most `rows`, and as many as `MOST_TOKENS` allows, but one."""
+    order = np.argsort(draws, kind="stable")[:rows]
+    answers = [pc.list_value_length(table[name]) for name in table.column_names if name.endswith("_ids")]
+    tokens = sum((column.to_numpy() for column in answers), table["prompt_tokens"].to_numpy().astype(np.int64))
+    fit = int(np.searchsorted(np.cumsum(tokens[order]), MOST_TOKENS, "right"))
+    return order[: max(fit, 1)]

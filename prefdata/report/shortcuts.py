@@ -27,18 +27,24 @@ def probed(sample: pa.Table, decoder: Decoder | None) -> list[Line]:
     rows = sample.slice(0, MOST_PAIRS)
     if not rows.num_rows:
         return []
-    found = list(_lines("chosen from rejected", _sides(rows), rows["prompt_id"].to_pylist()))
+    found = list(_lines("chosen from rejected", _sides(rows), _groups(rows)))
     if "segment_start" in rows.column_names:
         regenerated = rows.filter(pa.compute.is_valid(rows["segment_start"]))
         if regenerated.num_rows:
             features = _segments(regenerated, decoder)
-            found += _lines("the original from the regenerated segment", features, regenerated["prompt_id"].to_pylist())
+            found += _lines("the original from the regenerated segment", features, _groups(regenerated))
     return found
 
 
 def _lines(question: str, features: dict[str, Callable[[], Features]], groups: Sequence[str]) -> Iterator[Line]:
     for name, make in features.items():
         yield Line(question, name, probe.probe(make(), groups))
+
+
+def _groups(rows: pa.Table) -> list[str]:
+    """Pairs that share a prompt or an answer, by tokens."""
+    answers = (map(tuple, rows[f"{side}_ids"].to_pylist()) for side in ("chosen", "rejected"))
+    return probe.joined(rows["prompt_id"].to_pylist(), *map(list, answers))
 
 
 def _sides(rows: pa.Table) -> dict[str, Callable[[], Features]]:

@@ -4,6 +4,7 @@ Rewards are signed as the trainer logs them: beta times how far the policy's log
 the loss reads one.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -14,11 +15,12 @@ Curves = Mapping[str, Mapping[int, float]]  # values by step, under train/NAME a
 Run = Mapping[str, Any]  # run.json
 
 _FIRST = ("loss", "rewards/margins", "rewards/accuracies", "logps/accuracies", "logps/chosen_per_token")
+_TOLD = 5  # metrics that are named
 _CURE = "Add a likelihood term on the chosen side, lower the learning rate, or stop earlier."
 
 
 def check(run: Run, curves: Curves, agreements: Mapping[str, Mapping[str, Any]]) -> Checked:
-    """Every check that the numbers allow. `agreements`: what was found before the first step, by version."""
+    """Every check that the numbers allow; NaN passes none. `agreements`: what was found before the first step, by version."""
     looked = [*step_zero(agreements), *(look(run, curves) for look in _CHECKS)]
     alarms = sorted((each for each in looked if isinstance(each, Alarm)), key=lambda each: LEVELS.index(each.level))
     return Checked(tuple(alarms), tuple(each for each in looked if isinstance(each, str)))
@@ -50,6 +52,25 @@ def _compared(version: str, found: Mapping[str, Any]) -> Alarm | str:
     return Alarm("error", "Step 0 disagrees with the stored reference", told, advice)
 
 
+def _not_finite(run: Run, curves: Curves) -> Alarm | str:
+    title = "Numbers that are not finite"
+    first = {
+        name: min(steps)
+        for name, curve in curves.items()
+        if (steps := [step for step, value in curve.items() if not math.isfinite(value)])
+    }
+    told = [
+        f"{name} from step {step:,} on" for name, step in sorted(first.items(), key=lambda each: (each[1], each[0]))
+    ]
+    for when in ("before", "after"):
+        told += [f"{name} {when} training" for name, value in (run.get(when) or {}).items() if not math.isfinite(value)]
+    if not told:
+        return title
+    more = f" and {len(told) - _TOLD} more" if len(told) > _TOLD else ""
+    advice = "NaN or infinite values reach the weights: lower the learning rate, or look at the rows of that step."
+    return Alarm("error", title, ", ".join(told[:_TOLD]) + more, advice)
+
+
 def _chosen_falls(run: Run, curves: Curves) -> Alarm | str | None:
     title = "The chosen answers become less likely"
     moved = _moved(run, curves, "logps/chosen_per_token")
@@ -72,7 +93,7 @@ def _rejected_drops(run: Run, curves: Curves) -> Alarm | str | None:
         return None
     before, after, where = moved
     found = f"{where}: from {number(before)} to {number(after)} nats per token"
-    return Alarm("warning", title, found, f"More than 1 nat per token. {_CURE}") if after < before - 1 else title
+    return title if after >= before - 1 else Alarm("warning", title, found, f"More than 1 nat per token. {_CURE}")
 
 
 def _likelihood(run: Run, curves: Curves) -> Alarm | str | None:
@@ -91,7 +112,7 @@ def _dispersion(run: Run, curves: Curves) -> Alarm | str | None:
     entropy, chosen = _moved(run, curves, "entropy"), _moved(run, curves, "logps/chosen_per_token")
     if entropy is None or chosen is None:
         return None
-    if not (entropy[1] > entropy[0] * 1.05 and chosen[1] < chosen[0]):
+    if entropy[1] <= entropy[0] * 1.05 or chosen[1] >= chosen[0]:
         return title
     found = f"{entropy[2]}: entropy from {entropy[0]:.2f} to {entropy[1]:.2f} nats while the chosen log-prob fell"
     return Alarm("warning", title, found, f"Both sides lose, other answers win. {_CURE}")
@@ -103,11 +124,8 @@ def _nothing_learnt(run: Run, curves: Curves) -> Alarm | str | None:
     if after is None:
         return None
     found = f"accuracy {percent(after)}"
-    return (
-        Alarm("warning", title, found, "Train longer, or look at the data: labels may be noise.")
-        if after <= 0.5
-        else title
-    )
+    advice = "Train longer, or look at the data: labels may be noise."
+    return title if after > 0.5 else Alarm("warning", title, found, advice)
 
 
 def _no_held_out(run: Run, curves: Curves) -> Alarm | None:
@@ -126,6 +144,7 @@ def _moved(run: Run, curves: Curves, name: str) -> tuple[float, float, str] | No
 
 
 _CHECKS: tuple[Callable[[Run, Curves], Alarm | str | None], ...] = (
+    _not_finite,
     _chosen_falls,
     _rejected_drops,
     _likelihood,
