@@ -71,6 +71,8 @@ def load_model(
     weight_files(source)
     config = _config_in(source, name, trust_remote_code)
     _drop_nothing(config)
+    if attn_implementation is None and getattr(config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        attn_implementation = "eager"  # the default, SDPA, leaves the soft-cap out without a word
     attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     with _in_words(name), _no_progress_bar():
         loaded: Any = AutoModelForCausalLM.from_pretrained(

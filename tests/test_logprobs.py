@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefdata.errors import UserError
-from prefdata.logprobs import Tree, forward, padded, score
+from prefdata.logprobs import Tree, forward, head, padded, score, shared
 from prefdata.logprobs.batches import pack
 from tests.tiny_models import FAMILIES, POSITIONS, VOCABULARY, tiny_model
 
@@ -114,12 +114,16 @@ def test_gradients_equal_those_of_separate_sequences(family):
         torch.testing.assert_close(found[name] / scale, parameter.grad / scale, atol=1e-5, rtol=1e-4, msg=name)
 
 
-def test_chunks_change_neither_values_nor_gradients(monkeypatch):
+@pytest.mark.parametrize(
+    ("run", "chunked"), [(padded.forward, padded), (shared.forward, head)], ids=["padded", "shared"]
+)
+def test_chunks_change_neither_values_nor_gradients(monkeypatch, run, chunked):
     trees, found = random_trees(), []
     for chunk in (2**26, 7 * VOCABULARY, 1):
-        monkeypatch.setattr(padded, "_CHUNK_LOGITS", chunk)
+        monkeypatch.setattr(chunked, "_CHUNK_LOGITS", chunk)
         model = tiny_model()
-        scores = forward(model, trees, extras=True)
+        shared.prepare(model)
+        scores = run(model, trees, extras=True)
         torch.cat(scores.logps).square().sum().backward()
         assert scores.entropies is not None
         assert scores.hits is not None
@@ -145,7 +149,7 @@ def test_no_float32_copy_of_all_logits(monkeypatch):
     monkeypatch.setattr(padded, "_CHUNK_LOGITS", 4 * VOCABULARY)
     model = tiny_model().to(torch.bfloat16)
     with Largest() as largest:
-        torch.cat(forward(model, trees).logps).sum().backward()
+        torch.cat(padded.forward(model, trees).logps).sum().backward()
     assert 0 < largest.seen < 4 * 60 * VOCABULARY
 
 
@@ -165,7 +169,7 @@ def test_the_head_runs_on_positions_that_are_scored_in_some_row(wrap):
     model, trees = tiny_model(), [Tree([1] * 20, [[2] * 5, [3] * 4]), Tree([1] * 22, [[2]])]
     seen: list[int] = []
     model.lm_head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
-    forward(wrap(model), trees)
+    padded.forward(wrap(model), trees)
     assert seen == [5]
 
 
@@ -244,8 +248,8 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch):
     expected, sizes = score(model, trees), []
 
     def cramped(model, trees):
-        sizes.append(len(trees))
-        if len(trees) > 3:
+        sizes.append(sum(len(tree.branches) for tree in trees))
+        if sizes[-1] > 3:
             raise torch.OutOfMemoryError("no room")
         return forward(model, trees)
 

@@ -59,6 +59,13 @@ def test_weights_come_in_the_dtype_asked_for(folder):
         models.load_model(str(folder), dtype="int3")
 
 
+def test_soft_capped_attention_is_loaded_as_the_model_has_it(tmp_path):
+    # SDPA, the default, would leave the cap out
+    for family, expected in (("gemma2", "eager"), ("llama", "sdpa")):
+        folder = save_tiny_model(tmp_path / family, family)
+        assert models.load_model(str(folder), device="cpu").config._attn_implementation == expected
+
+
 def break_nothing_there(folder: Path) -> None:
     shutil.rmtree(folder)
 

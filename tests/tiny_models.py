@@ -6,13 +6,17 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import (
+    BloomConfig,
     Gemma2Config,
+    Gemma3TextConfig,
     GenerationConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
+    Phi3Config,
     Qwen2Config,
+    Qwen3Config,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
@@ -42,19 +46,32 @@ _GROUPED = {**_DECODER, "num_key_value_heads": 2}
 CONFIGS = {
     "llama": lambda: LlamaConfig(**_GROUPED),
     "qwen2": lambda: Qwen2Config(**_GROUPED),
+    "qwen3": lambda: Qwen3Config(**_GROUPED, head_dim=8),
+    "phi3": lambda: Phi3Config(**_GROUPED),
     "mistral": lambda: MistralConfig(**_GROUPED, sliding_window=6),
-    "gemma2": lambda: Gemma2Config(**_GROUPED, head_dim=8, query_pre_attn_scalar=8, sliding_window=6),
+    # eager, as load_model has it: SDPA leaves the soft-cap out
+    "gemma2": lambda: Gemma2Config(
+        **_GROUPED, head_dim=8, query_pre_attn_scalar=8, sliding_window=6, attn_implementation="eager"
+    ),
+    "gemma3": lambda: Gemma3TextConfig(
+        **_GROUPED,
+        head_dim=8,
+        query_pre_attn_scalar=8,
+        sliding_window=6,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
     "neox": lambda: GPTNeoXConfig(**_DECODER),
     "gpt2": lambda: GPT2Config(**_COMMON, n_embd=32, n_layer=2, n_head=4, n_positions=POSITIONS),
+    "bloom": lambda: BloomConfig(**_COMMON, hidden_size=32, n_layer=2, n_head=4),
 }
 FAMILIES = list(CONFIGS)
 
 
-def tiny_model(family: str = "llama", seed: int = 0) -> Any:
-    """A random causal model in eval mode, the same for the same seed."""
+def tiny_model(family: str = "llama", seed: int = 0, config: Any = None) -> Any:
+    """A random causal model in eval mode, the same for the same seed. `config` stands in for the family's own."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(CONFIGS[family]())
+        model = AutoModelForCausalLM.from_config(config or CONFIGS[family]())
         for name, parameter in model.named_parameters():
             if "bias" in name or "norm" in name:  # ones and zeros hide mistakes
                 torch.nn.init.normal_(parameter, mean=float("norm" in name), std=0.1)

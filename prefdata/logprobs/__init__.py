@@ -3,10 +3,11 @@
     forward(model, trees)   differentiable; the caller sizes the batch
     score(model, trees)     no gradients; any number of trees
 
-What the forward does inside is its own affair; callers hand it trees and read `Scores`.
+What the forward does inside is its own affair; callers hand it trees and read `Scores`. Tokens that branches share run
+once (shared.py) with every model that allows it; with another, every branch is a row of its own (padded.py).
 """
 
-from prefdata.logprobs.padded import forward
+from prefdata.logprobs.route import forward
 from prefdata.logprobs.score import score
 from prefdata.logprobs.trees import Scores, Tree
 

@@ -3,7 +3,6 @@
 It assumes nothing about a model beyond causal attention, so it is what other forwards are measured against.
 """
 
-import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from prefdata.logprobs.trees import Scores, Tree
+from prefdata.logprobs.wrappers import arguments
 
 # Log-softmax runs in float32 over this many logits at a time (256 MiB).
 _CHUNK_LOGITS = 2**26
@@ -74,7 +74,7 @@ def _rows(trees: Sequence[Tree], device: torch.device) -> _Rows:
 
 def _logits(model: Any, rows: _Rows, kept: Tensor) -> Tensor:
     """Logits (rows, kept positions, vocabulary); the head skips all other positions if the model lets it."""
-    accepted = _arguments(model)
+    accepted = arguments(model)
     optional: dict[str, Any] = {}
     if "position_ids" in accepted:
         width = rows.input_ids.shape[1]
@@ -84,16 +84,6 @@ def _logits(model: Any, rows: _Rows, kept: Tensor) -> Tensor:
     output = model(input_ids=rows.input_ids, attention_mask=rows.attention_mask, use_cache=False, **optional)
     logits: Tensor = output.logits
     return logits if "logits_to_keep" in accepted else logits[:, kept]
-
-
-def _arguments(model: Any) -> set[str]:
-    """What the forward of the transformers model takes, by name: of its class, under DDP, torch.compile and PEFT."""
-    for wrapper in ("module", "_orig_mod"):
-        if isinstance(inner := getattr(model, wrapper, None), torch.nn.Module):
-            return _arguments(inner)
-    if hasattr(model, "get_base_model"):
-        return _arguments(model.get_base_model())
-    return set(inspect.signature(type(model).forward).parameters)
 
 
 class _TargetLogps(torch.autograd.Function):

@@ -1,22 +1,26 @@
 """Log-probs of many trees without gradients: sorted by length, packed to a token budget, in the order they came."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
 
 from prefdata.errors import UserError
+from prefdata.logprobs import layout, shared
 from prefdata.logprobs.batches import pack, run_halving
-from prefdata.logprobs.padded import forward
+from prefdata.logprobs.route import forward
 from prefdata.logprobs.trees import Tree
 from prefdata.models import config_positions
 
-# tokens of one batch, padding included; on a CPU what is in the caches counts, and small batches pad less
+# tokens of one batch: those of its row, or where nothing is shared those of its rows with their padding
 BATCH_TOKENS_CPU = 2048
 BATCH_TOKENS_GPU = 8192
 
 Logps = list[list[np.ndarray]]
+Place = tuple[int, int]  # tree and branch, by number
 
 
 def score(model: Any, trees: Sequence[Tree], *, batch_tokens: int | None = None) -> Logps:
@@ -27,22 +31,16 @@ def score(model: Any, trees: Sequence[Tree], *, batch_tokens: int | None = None)
     check(model, trees)
     on_cpu = model.get_input_embeddings().weight.device.type == "cpu"
     batch_tokens = batch_tokens or (BATCH_TOKENS_CPU if on_cpu else BATCH_TOKENS_GPU)
-    paths = [(index, Tree(tree.trunk, (branch,))) for index, tree in enumerate(trees) for branch in tree.branches]
-    # long first: if memory runs out, it does so at the start
-    order = sorted(range(len(paths)), key=lambda i: (-paths[i][1].depth, i))
-    batches = [[order[i] for i in batch] for batch in pack([paths[i][1].depth for i in order], batch_tokens)]
-    found: dict[int, np.ndarray] = {}
+    found: dict[Place, np.ndarray] = {}
     training = model.training
     model.eval()
     try:
-        for scored in run_halving(batches, lambda batch: _run(model, [(i, paths[i][1]) for i in batch])):
+        batches = list(_batches(model, trees, batch_tokens))
+        for scored in run_halving(batches, lambda batch: _run(model, trees, batch)):
             found.update(scored)
     finally:
         model.train(training)
-    logps: Logps = [[] for _ in trees]
-    for i, (index, _) in enumerate(paths):
-        logps[index].append(found[i])
-    return logps
+    return [[found[number, branch] for branch in range(len(tree.branches))] for number, tree in enumerate(trees)]
 
 
 def check(model: Any, trees: Sequence[Tree]) -> None:
@@ -65,7 +63,30 @@ def check(model: Any, trees: Sequence[Tree]) -> None:
         )
 
 
+def _batches(model: Any, trees: Sequence[Tree], batch_tokens: int) -> Iterator[list[Place]]:
+    """Trees that can be shared, packed as rows, and the branches of the others, packed as padded rows."""
+    # long first: if memory runs out, it does so at the start
+    order = sorted(range(len(trees)), key=lambda number: (-trees[number].depth, number))
+    sharing = shared.prepare(model)
+    together: list[int] = []
+    apart: list[int] = []
+    for number in order:
+        (apart if sharing.obstacle(model, [trees[number]]) else together).append(number)
+    for batch in layout.pack([trees[number] for number in together], batch_tokens):
+        yield [(together[place], branch) for place, branch in batch]
+    rows = [(number, branch) for number in apart for branch in range(len(trees[number].branches))]
+    widths = [len(trees[number].trunk) + len(trees[number].branches[branch]) for number, branch in rows]
+    by_width = sorted(range(len(rows)), key=lambda row: (-widths[row], rows[row]))
+    for packed in pack([widths[row] for row in by_width], batch_tokens):
+        yield [rows[by_width[place]] for place in packed]
+
+
 @torch.no_grad()
-def _run(model: Any, batch: Sequence[tuple[int, Tree]]) -> list[tuple[int, np.ndarray]]:
-    scores = forward(model, [tree for _, tree in batch])
-    return [(i, logps.cpu().numpy()) for (i, _), logps in zip(batch, scores.logps, strict=True)]
+def _run(model: Any, trees: Sequence[Tree], batch: Sequence[Place]) -> list[tuple[Place, np.ndarray]]:
+    """The batch's branches, those that stand together in one tree."""
+    parts = [list(group) for _, group in groupby(batch, key=itemgetter(0))]
+    taken = [
+        Tree(trees[part[0][0]].trunk, [trees[number].branches[branch] for number, branch in part]) for part in parts
+    ]
+    scores = forward(model, taken)
+    return [(place, logps.cpu().numpy()) for place, logps in zip(batch, scores.logps, strict=True)]

@@ -1,0 +1,19 @@
+"""Which forward a batch of trees takes: the shared one where it can, the padded one where it must, which is said once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from prefdata.logprobs import padded, shared
+from prefdata.logprobs.trees import Scores, Tree
+
+
+def forward(model: Any, trees: Sequence[Tree], *, extras: bool = False) -> Scores:
+    """Scores every branch of every tree in one call of the model; `extras` adds entropies and hits."""
+    if not trees:
+        return Scores((), () if extras else None, () if extras else None)
+    sharing = shared.prepare(model)
+    obstacle = sharing.obstacle(model, trees)
+    if obstacle is None:
+        return shared.forward(model, trees, extras=extras)
+    sharing.say(model, obstacle)
+    return padded.forward(model, trees, extras=extras)

@@ -1,0 +1,250 @@
+"""The shared forward: every token of a tree runs through the model once, and the head reads scored positions only.
+
+A model is prepared at its first forward: its attention is set to ours, once, and tried on a small tree against the
+padded forward. A model that cannot share, or gives other numbers, keeps the attention it had.
+"""
+
+import contextlib
+import inspect
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FullyShardedDataParallel
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from prefdata.logprobs import padded
+from prefdata.logprobs.attention import NAME, TreePlan
+from prefdata.logprobs.head import target_logps
+from prefdata.logprobs.layout import lay_out
+from prefdata.logprobs.trees import Scores, Tree
+from prefdata.logprobs.wrappers import arguments, layers, unwrapped
+
+_log = logging.getLogger(__name__)
+
+# What the forward of a model has to take. Its other keywords reach the attention.
+_ARGUMENTS = {"position_ids", "logits_to_keep"}
+# Implementations that ours stands in for; another was asked for by name and stays.
+_REPLACED = ("sdpa", "eager", NAME)
+_KNOWN_LAYERS = {"full_attention", "sliding_attention"}
+# Rotary embeddings that change for the whole batch once a sequence is longer than this many trained positions.
+_STRETCHING = ("dynamic", "longrope")
+# Nats per token by which the trial may differ: rounding, and in bfloat16 a lot of it.
+_ALLOWED = 1e-3
+_ALLOWED_ROUGH = 0.3
+# Where a module keeps a dropout that is no module itself.
+_DROPOUTS = ("attention_dropout", "dropout", "activation_dropout")
+
+
+@dataclass(eq=False)
+class Sharing:
+    """What is known of a model: why it cannot share at all, or the longest path that it can."""
+
+    reason: str | None = None
+    longest: int | None = None  # tokens; None: any
+    said: set[str] = field(default_factory=set)
+
+    def obstacle(self, model: Any, trees: Sequence[Tree]) -> str | None:
+        """Why these trees cannot be shared now; None if they can."""
+        if self.reason is not None:
+            return self.reason
+        if not self.fits(trees):
+            return f"a row is longer than the {self.longest} tokens of its window or its trained positions"
+        if unwrapped(model).config._attn_implementation != NAME:
+            return f"its attention was since set to {unwrapped(model).config._attn_implementation}"
+        if model.training and _drops(unwrapped(model)):
+            return "its dropout is on"  # every branch draws its own, in the trunk too
+        return _wrapped(model)
+
+    def fits(self, trees: Sequence[Tree]) -> bool:
+        """Whether every path is short enough."""
+        return self.longest is None or max(tree.depth for tree in trees) <= self.longest
+
+    def say(self, model: Any, why: str) -> None:
+        """Once for each reason."""
+        if why not in self.said:
+            self.said.add(why)
+            _log.warning(
+                "%s: prompts run once per completion, not shared, since %s", type(unwrapped(model)).__name__, why
+            )
+
+
+_prepared: "WeakKeyDictionary[Any, Sharing]" = WeakKeyDictionary()
+
+
+def prepare(model: Any) -> Sharing:
+    """Sets the attention of a model that can share, the first time it is seen; remembered as long as the model lives."""
+    inner = unwrapped(model)
+    if inner not in _prepared:
+        _prepared[inner] = Sharing(_unable(inner) or _wrapped(model) or _set(inner), _longest(inner))
+    return _prepared[inner]
+
+
+def forward(model: Any, trees: Sequence[Tree], *, extras: bool = False) -> Scores:
+    """Scores every branch of every tree in one call of a prepared model; `extras` adds entropies and hits."""
+    head = unwrapped(model).get_output_embeddings()
+    device = head.weight.device
+    plan = TreePlan(lay_out(trees), device)
+    layout = plan.layout
+    read, targets, branches = (
+        torch.as_tensor(array, device=device)
+        for array in (layout.read, layout.targets, np.concatenate(layout.branches))
+    )
+    found = target_logps(
+        _hidden(model, head, plan, device),
+        head.weight,
+        head.bias,
+        read,
+        targets,
+        cap=_final_cap(unwrapped(model)),
+        extras=extras,
+    )
+    lengths = [len(branch) for branch in layout.branches]
+    logps, entropies, hits = (None if flat is None else torch.split(flat[branches], lengths) for flat in found)
+    assert logps is not None
+    return Scores(logps, entropies, hits)
+
+
+def _hidden(model: Any, head: torch.nn.Module, plan: TreePlan, device: torch.device) -> Tensor:
+    """(P, size): what the head would be given at each predictor.
+
+    The model's own forward runs, through whatever is wrapped around it; the head is handed one position in place of all.
+    """
+    caught: list[Tensor] = []
+
+    def catch(_: torch.nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
+        caught.append(inputs[0])
+        return (inputs[0][:, :1],)
+
+    layout = plan.layout
+    hook = head.register_forward_pre_hook(catch)
+    try:
+        model(
+            input_ids=torch.as_tensor(layout.tokens, device=device)[None],
+            position_ids=torch.as_tensor(layout.positions, device=device)[None],
+            # transformers hands a mask of four dimensions on as it is, and makes none of its own
+            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
+            use_cache=False,
+            logits_to_keep=torch.as_tensor(layout.predictors, device=device),
+            tree=plan,
+        )
+    finally:
+        hook.remove()
+    (hidden,) = caught
+    return hidden.squeeze(0)
+
+
+def _unable(inner: Any) -> str | None:
+    """What in a model's make stands against sharing."""
+    if not isinstance(inner, PreTrainedModel):
+        return "it is not one of transformers' models"
+    config, implementation = inner.config.get_text_config(), inner.config._attn_implementation
+    parameters = inspect.signature(type(inner).forward).parameters.values()
+    obstacles = {
+        "its attention is its own": not inner._can_set_attn_implementation(),
+        f"its attention is {implementation}": implementation not in _REPLACED,
+        "its attention has sinks": any(hasattr(module, "sinks") for module in inner.modules()),
+        "it has layers other than attention": not set(getattr(config, "layer_types", None) or ()) <= _KNOWN_LAYERS,
+        "its forward takes too little": not arguments(inner) >= _ARGUMENTS
+        or all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters),
+        "it is spread over devices": len(set((getattr(inner, "hf_device_map", None) or {}).values())) > 1,
+    }
+    return next((reason for reason, holds in obstacles.items() if holds), None)
+
+
+def _wrapped(model: Any) -> str | None:
+    """What stands against sharing in what is put around a model or on its head, at any time."""
+    *wrappers, inner = layers(model)
+    head = inner.get_output_embeddings()
+    if any(hasattr(wrapper, "_orig_mod") for wrapper in wrappers):
+        return "it is compiled"
+    if any(isinstance(wrapper, FullyShardedDataParallel) for wrapper in wrappers) or isinstance(head.weight, DTensor):
+        return "its weights are in shards"
+    if any(adapter.is_prompt_learning for wrapper in wrappers for adapter in _adapters(wrapper)):
+        return "it has a prompt of its own"
+    return None if type(head) is torch.nn.Linear else "its head is not a plain linear layer"
+
+
+def _adapters(wrapper: Any) -> Iterable[Any]:
+    return getattr(wrapper, "peft_config", {}).values()
+
+
+def _set(inner: Any) -> str | None:
+    """Sets our attention. Where the trial fails, the old one comes back and the reason is returned."""
+    before = inner.config._attn_implementation
+    if before == "sdpa" and getattr(inner.config.get_text_config(), "attn_logit_softcapping", None) is not None:
+        before = "eager"  # SDPA leaves the soft-cap out without a word
+    try:
+        inner.set_attn_implementation("eager")
+        expected = _trial(inner, padded.forward)
+        inner.set_attn_implementation(NAME)
+        gap = float((_trial(inner, forward) - expected).abs().max())
+        allowed = _ALLOWED if inner.dtype in (torch.float32, torch.float64) else _ALLOWED_ROUGH
+        reason = None if gap <= allowed else f"it then differs by {gap:.2g} nats on a small tree"
+    except Exception as error:  # whatever a model does with a keyword or mask that it does not know
+        reason = f"it then fails on a small tree ({type(error).__name__}: {error})"
+    if reason is not None:
+        inner.set_attn_implementation(before)
+    return reason
+
+
+@torch.no_grad()
+def _trial(inner: Any, run: Any) -> Tensor:
+    """Log-probs of a small tree with forks within and at the end of its branches."""
+    known: Tensor = inner.get_input_embeddings().weight
+    trunk, branches = [1, 2], ([3, 4, 5], [3, 6, 7], [3, 4], [8])
+    ids = [[token % len(known) for token in part] for part in (trunk, *branches)]
+    with _evaluating(inner), torch.autocast(known.device.type, enabled=False):
+        return torch.cat(run(inner, [Tree(ids[0], ids[1:])]).logps)
+
+
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Eval mode; every module is then left in the mode it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _longest(inner: Any) -> int | None:
+    """The longest path, in tokens, on which every layer sees all that comes before, at the positions it always has."""
+    if not isinstance(inner, PreTrainedModel):
+        return None
+    config = inner.config.get_text_config()
+    limits = list(_stretched(getattr(config, "rope_parameters", None) or {}, config))
+    window, kinds = getattr(config, "sliding_window", None), getattr(config, "layer_types", None)
+    if isinstance(window, int) and (not kinds or "sliding_attention" in kinds):
+        limits.append(window)
+    return min(limits, default=None)
+
+
+def _stretched(rope: Mapping[str, Any], config: Any) -> Iterator[int]:
+    if rope.get("rope_type") in _STRETCHING:
+        yield rope.get("original_max_position_embeddings") or config.max_position_embeddings
+    for nested in rope.values():  # one for each kind of layer
+        if isinstance(nested, Mapping):
+            yield from _stretched(nested, config)
+
+
+def _drops(model: torch.nn.Module) -> bool:
+    """Whether any dropout is above 0, wherever it is kept."""
+    kept = (
+        module.p if isinstance(module, torch.nn.Dropout) else getattr(module, name, None)
+        for module in model.modules()
+        for name in _DROPOUTS
+    )
+    return any(isinstance(probability, int | float) and probability > 0 for probability in kept)
+
+
+def _final_cap(inner: Any) -> float | None:
+    return getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
