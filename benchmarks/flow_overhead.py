@@ -248,7 +248,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--engine", choices=engines.OFFERED, default="transformers", help="what generates")
     parser.add_argument("--rows", type=int, help="rows of the HH samples to read (default: all of them)")
     parser.add_argument("--pairs", type=int, default=5, help="how often each side is measured (default: 5)")
-    parser.add_argument("--unit-rows", type=int, default=1024, help="requests per unit (default: 256)")
+    parser.add_argument("--unit-rows", type=int, default=1024, help="requests per unit (default: 1024)")
     parser.add_argument(
         "--samples",
         type=Path,
