@@ -1,5 +1,6 @@
 """Ctrl-C in a flow that a person started: the flow ends in order, and whatever fails on the way out is no error."""
 
+import logging
 import signal
 import subprocess
 import threading
@@ -20,6 +21,7 @@ def noticed() -> Iterator[threading.Event]:
 
     def note(number: int, frame: Any) -> None:
         pressed.set()
+        logging.disable(logging.ERROR)  # Prefect logs a traceback of whatever the interrupt hit
         signal.default_int_handler(number, frame)
 
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers, and is interrupted
@@ -30,6 +32,7 @@ def noticed() -> Iterator[threading.Event]:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
+        logging.disable(logging.NOTSET)
 
 
 @contextmanager
