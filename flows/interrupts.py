@@ -21,18 +21,32 @@ def noticed() -> Iterator[threading.Event]:
 
     def note(number: int, frame: Any) -> None:
         pressed.set()
-        logging.disable(logging.ERROR)  # Prefect logs a traceback of whatever the interrupt hit
+        for handler in handlers:
+            handler.addFilter(_without_traceback)
         signal.default_int_handler(number, frame)
 
     if threading.current_thread() is not threading.main_thread():  # which alone may set handlers, and is interrupted
         yield pressed
         return
+    handlers = _handlers_of_prefect()
     before = signal.signal(signal.SIGINT, note)
     try:
         yield pressed
     finally:
         signal.signal(signal.SIGINT, before)
-        logging.disable(logging.NOTSET)
+        for handler in handlers:
+            handler.removeFilter(_without_traceback)
+
+
+def _handlers_of_prefect() -> list[logging.Handler]:
+    loggers = (logging.getLogger(name) for name in logging.root.manager.loggerDict if name.split(".")[0] == "prefect")
+    return list({id(handler): handler for logger in loggers for handler in logger.handlers}.values())
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """What Prefect says of the interrupt stays; the traceback of whatever it hit says nothing to a person."""
+    record.exc_info = record.exc_text = None
+    return True
 
 
 @contextmanager

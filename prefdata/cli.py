@@ -439,7 +439,7 @@ def gc(args: argparse.Namespace) -> int:
         "-o",
         "--out",
         metavar="FILE",
-        help="default: reports/ROOT/NAME.html beside the root of versions, report.html in a run folder; -: the standard output",
+        help="default: beside the versions, in reports and a folder named like theirs; report.html in a run folder; -: the standard output",
     ),
 )
 def report(args: argparse.Namespace) -> int:

@@ -2,7 +2,9 @@
 
 import errno
 import inspect
+import io
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from typing import Any
 import pytest
 from prefect.states import Failed
 
-from flows import deployable
+from flows import deployable, interrupts
 from flows import running as running_flows
 from flows.deployable import Deployable
 from prefdata import versions
@@ -169,6 +171,24 @@ def test_an_interrupt_that_comes_out_as_bad_input_is_an_interrupt(
     assert import_module("flows.ingest").deployable.main(["pairs.jsonl", "--seed", "3"]) == 130
     said = capsys.readouterr().err
     assert "the same command goes on: python -m flows.ingest pairs.jsonl --seed 3" in said
+
+
+def test_what_an_interrupt_hits_in_prefect_is_said_without_its_traceback() -> None:
+    logger, heard = logging.getLogger("prefect.task_runs"), io.StringIO()
+    handler = logging.StreamHandler(heard)
+    logger.addHandler(handler)
+    try:
+        with interrupts.noticed() as pressed:
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+            assert pressed.is_set()
+            logger.error("crashed", exc_info=ValueError("of Prefect"))
+        logger.error("later", exc_info=ValueError("of its own"))
+    finally:
+        logger.removeHandler(handler)
+    during, after = heard.getvalue().split("later")
+    assert during == "crashed\n"
+    assert "of its own" in after
 
 
 def test_a_job_that_prefect_never_took_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:

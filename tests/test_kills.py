@@ -258,18 +258,14 @@ def test_a_killed_build_loses_and_doubles_nothing(world: World, tmp_path: Path, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", range(OF_OTHER_KINDS))
-def test_a_killed_build_in_bf16_makes_the_same_rows(world_in_bf16: World, tmp_path: Path, number: int) -> None:
-    made = killed_and_resumed(world_in_bf16, tmp_path, number)
+@pytest.mark.parametrize("kind", ["world_in_bf16", "world_with_vllm"])
+def test_a_killed_build_whose_draws_are_not_promised_makes_the_same_rows(
+    kind: str, tmp_path: Path, number: int, request: pytest.FixtureRequest
+) -> None:
+    world: World = request.getfixturevalue(kind)
+    made = killed_and_resumed(world, tmp_path, number)
     assert made.manifest["generator"]["batch_invariant"] is False
-    assert_same_rows(made, versions.find("v2", root=str(world_in_bf16.clean)))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", range(OF_OTHER_KINDS))
-def test_a_killed_build_with_vllm_makes_the_same_rows(world_with_vllm: World, tmp_path: Path, number: int) -> None:
-    made = killed_and_resumed(world_with_vllm, tmp_path, number)
-    assert made.manifest["generator"]["batch_invariant"] is False
-    assert_same_rows(made, versions.find("v2", root=str(world_with_vllm.clean)))
+    assert_same_rows(made, versions.find("v2", root=str(world.clean)))
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ from prefdata.work import Work
 from tests.fake_vllm_worker import MISBEHAVE
 from tests.required import lacking
 from tests.samples import samples_dir
+from tests.test_engines import expected_probs
 from tests.tiny_models import random_requests, save_llama
 
 ROOT = Path(__file__).parent.parent
@@ -376,20 +377,12 @@ def test_log_probs_are_those_of_the_distribution_drawn_from(engine: vllm.VllmEng
             ids, start = [*prompts[sample.key], *sample.token_ids], len(prompts[sample.key])
             with torch.no_grad():
                 logits = model(torch.tensor([ids])).logits[0, start - 1 : -1]
-            wanted = [filtered_logp(row, token, sampling) for row, token in zip(logits, sample.token_ids, strict=True)]
+            wanted = [
+                math.log(expected_probs(row, sampling)[token])
+                for row, token in zip(logits, sample.token_ids, strict=True)
+            ]
             assert sample.token_logps is not None
             np.testing.assert_allclose(sample.token_logps, wanted, atol=2e-3)
-
-
-def filtered_logp(logits: torch.Tensor, token: int, sampling: Sampling) -> float:
-    probs = (logits.double() / sampling.temperature).softmax(-1).numpy()
-    order = np.argsort(-probs)
-    if sampling.top_k:
-        probs[order[sampling.top_k :]] = 0
-        probs /= probs.sum()
-    before = np.cumsum(probs[order]) - probs[order]
-    probs[order[before >= sampling.top_p]] = 0
-    return math.log(probs[token] / probs.sum())
 
 
 def test_a_killed_process_ends_its_call_and_the_next_starts_another(engine: vllm.VllmEngine) -> None:

@@ -35,7 +35,14 @@ def parser() -> argparse.ArgumentParser:
         description=(__doc__ or "").partition("\n\n")[0],
         formatter_class=_Help,
     )
-    what = line.add_argument_group("what")
+    _add_what(line.add_argument_group("what"))
+    _add_how(line.add_argument_group("how"))
+    _add_adapter(line.add_argument_group("LoRA"))
+    _add_where(line.add_argument_group("where and when"))
+    return line
+
+
+def _add_what(what: argparse._ArgumentGroup) -> None:
     what.add_argument(
         "--data", metavar="VERSION", help="vN, a tag, latest, or a path or URL of a version; several of one kind: v3,v4"
     )
@@ -53,7 +60,9 @@ def parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--list", action="store_true", help="print every loss with what it reads, its source and knobs, and stop"
     )
-    how = line.add_argument_group("how")
+
+
+def _add_how(how: argparse._ArgumentGroup) -> None:
     how.add_argument("--epochs", type=float, help="passes over the train rows; unset: 1, or what --steps says")
     how.add_argument("--steps", type=int, help="optimiser steps, instead of --epochs")
     how.add_argument("--lr", type=float, help="peak learning rate; unset: the loss's own, with LoRA ten times that")
@@ -90,7 +99,9 @@ def parser() -> argparse.ArgumentParser:
         help="stop after N evaluations in a row without a lower held-out loss; the best step's weights are kept",
     )
     how.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the model")
-    adapter = line.add_argument_group("LoRA")
+
+
+def _add_adapter(adapter: argparse._ArgumentGroup) -> None:
     adapter.add_argument(
         "--lora-rank",
         type=int,
@@ -110,7 +121,9 @@ def parser() -> argparse.ArgumentParser:
         action="store_true",
         help="leave the whole model with the adapter merged in, as --model and the flows read it, and the adapter beside it",
     )
-    where = line.add_argument_group("where and when")
+
+
+def _add_where(where: argparse._ArgumentGroup) -> None:
     where.add_argument("--out", metavar="FOLDER", help="run folder; unset: runs/<version>-<loss>-<n>")
     where.add_argument("--fresh", action="store_true", help="start another run even if an equal one is unfinished")
     where.add_argument(
@@ -125,7 +138,6 @@ def parser() -> argparse.ArgumentParser:
         metavar="STEPS",
         help="checkpoints; unset: five times a run, and every 500 steps at least",
     )
-    return line
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
