@@ -16,7 +16,7 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Failed
 
-from prefdata.builds.job import Job, Outcome, Stage, Unit, Watcher, run, run_unit
+from prefdata.builds.job import Job, Outcome, Stage, Unit, Watcher, run, run_unit, watched
 from prefdata.errors import Unreachable, UserError, faults_in_words
 from prefdata.versions import Version
 from prefdata.work import Work
@@ -71,9 +71,17 @@ class PrefectWatcher(Watcher):
         self._begin(name, rows)
         self._logger.info("stage %s", name)
 
+    def part(self, unit: Unit, share: float) -> None:
+        """Count what is done of a unit; report every few seconds."""
+        self._part = int(share * unit.rows)
+        self._reported = False
+        if time.monotonic() - self._last > _REPORT_EVERY_S:
+            self._report()
+
     def unit(self, unit: Unit, reused: bool) -> None:
         """Count a unit; report every few seconds."""
         self._rows += unit.rows
+        self._part = 0
         self._reused += unit.rows * reused
         self._reported = False
         if time.monotonic() - self._last > _REPORT_EVERY_S:
@@ -81,6 +89,7 @@ class PrefectWatcher(Watcher):
 
     def _begin(self, name: str, rows: int | None) -> None:
         self._stage, self._total, self._rows, self._reused, self._reported = name, rows, 0, 0, True
+        self._part = 0  # rows of the unit under way
         self._began = self._last = time.monotonic()
 
     def _report(self) -> None:
@@ -89,14 +98,15 @@ class PrefectWatcher(Watcher):
         self._reported, self._last = True, time.monotonic()
         self._logger.info("stage %s: %s", self._stage, self._words())
         if self._total:
-            self._show(min(100.0, 100 * self._rows / self._total))
+            self._show(min(100.0, 100 * (self._rows + self._part) / self._total))
 
     def _words(self) -> str:
-        done = f"{self._rows:,} rows" if self._total is None else f"{self._rows:,} of {self._total:,} rows"
-        fresh, seconds = self._rows - self._reused, self._last - self._began
+        rows = self._rows + self._part
+        done = f"{rows:,} rows" if self._total is None else f"{rows:,} of {self._total:,} rows"
+        fresh, seconds = rows - self._reused, self._last - self._began
         speed = fresh / seconds if seconds > 0 else 0.0
         before = f", {self._reused:,} of them done before" if self._reused else ""
-        left = (self._total or 0) - self._rows
+        left = (self._total or 0) - rows
         rest = f", about {left / speed:,.0f} s to go" if speed and left > 0 else ""
         return f"{done}{before}, {speed:,.0f} rows/s{rest}"
 
@@ -116,7 +126,7 @@ def in_tasks(stage: Stage, units: Iterable[Unit], work: Work, watcher: Watcher) 
         if work.done(unit.key):  # no task for what is there already
             watcher.unit(unit, reused=not run_unit(stage, unit, work))
             continue
-        _UNDER_WAY[unit.key] = (stage, unit, work)
+        _UNDER_WAY[unit.key] = (stage, watched(unit, watcher), work)
         try:
             computed = work_unit(stage.name, number, unit.key)
             if isinstance(computed, State):

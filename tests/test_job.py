@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prefdata import versions
-from prefdata.builds.job import Job, Stage, Unit, run
+from prefdata.builds.job import Job, Silent, Stage, Unit, run
 from prefdata.versions import Version
 from prefdata.work import Tables, Work
 from tests import published
@@ -54,3 +54,30 @@ def test_of_two_equal_builds_that_run_at_once_one_is_published(tmp_path: Path, o
     assert outcome.published is (made == ["v1", "v2"])
     assert outcome.computed == 1
     assert ("1 units computed, and nothing published" in outcome.sentence()) is not outcome.published
+
+
+class Told(OneUnit):
+    """A unit that says how far it is."""
+
+    def compute(self, unit: Unit) -> Tables:
+        for share in (0.25, 1.0):
+            unit.tell(share)
+        return {}
+
+
+class Heard(Silent):
+    def __init__(self) -> None:
+        self.shares: list[tuple[int, float]] = []
+
+    def part(self, unit: Unit, share: float) -> None:
+        self.shares.append((unit.rows, share))
+
+
+def test_a_watcher_hears_how_much_of_a_unit_is_done(tmp_path: Path) -> None:
+    class Telling(Beside):
+        def stages(self) -> Iterator[Stage]:
+            yield Told(self.root, self._other)
+
+    heard = Heard()
+    run(Telling(str(tmp_path), "another"), watcher=heard)
+    assert heard.shares == [(1, 0.25), (1, 1.0)]

@@ -227,6 +227,14 @@ def test_score_keeps_the_shape_and_leaves_the_model_as_it_was():
     )
 
 
+def test_score_tells_how_much_is_done():
+    told: list[float] = []
+    score(tiny_model(), random_trees(20), batch_tokens=30, tell=told.append)
+    assert len(told) > 3
+    assert told == sorted(told)
+    assert told[-1] == 1
+
+
 def test_score_refuses_what_the_model_cannot_take():
     with pytest.raises(UserError, match=f"takes {POSITIONS}"):
         score(tiny_model(), [Tree([1] * 60, [[1] * 5])])

@@ -6,7 +6,7 @@ pending unit to `compute` and keeps the result in the work store, so a build tha
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from prefdata import versions
@@ -22,13 +22,21 @@ ENGINE_RETRIES = 2
 _log = logging.getLogger(__name__)
 
 
+def _to_nobody(share: float) -> None:
+    """Where nobody watches."""
+
+
 @dataclass(frozen=True)
 class Unit:
-    """A piece of a stage: its key, how many rows it covers, and what its stage needs to find its inputs again."""
+    """A piece of a stage: its key, how many rows it covers, and what its stage needs to find its inputs again.
+
+    `tell` is told now and then what share of the unit is computed, from 0 to 1.
+    """
 
     key: str
     rows: int
     inputs: Any = None
+    tell: Callable[[float], None] = _to_nobody
 
 
 class Stage(Protocol):
@@ -96,9 +104,18 @@ class Watcher(Protocol):
         """A stage begins; rows it is expected to cover, if that is known."""
         ...
 
+    def part(self, unit: Unit, share: float) -> None:
+        """So much of a unit, from 0 to 1, is computed."""
+        ...
+
     def unit(self, unit: Unit, reused: bool) -> None:
         """A unit is done, now or before."""
         ...
+
+
+def watched(unit: Unit, watcher: Watcher) -> Unit:
+    """The unit, with the watcher told of its progress."""
+    return replace(unit, tell=lambda share: watcher.part(unit, share))
 
 
 Executor = Callable[[Stage, Iterable[Unit], Work, Watcher], None]
@@ -109,6 +126,9 @@ class Silent:
 
     def stage(self, name: str, rows: int | None) -> None:
         """A stage begins."""
+
+    def part(self, unit: Unit, share: float) -> None:
+        """A unit goes on."""
 
     def unit(self, unit: Unit, reused: bool) -> None:
         """A unit is done."""
@@ -129,7 +149,7 @@ def build_key(name: str, config: dict[str, Any], parents: Iterable[Version], fin
 def in_order(stage: Stage, units: Iterable[Unit], work: Work, watcher: Watcher) -> None:
     """Run units one after the other in this process."""
     for unit in units:
-        watcher.unit(unit, reused=not run_unit(stage, unit, work))
+        watcher.unit(unit, reused=not run_unit(stage, watched(unit, watcher), work))
 
 
 def run_unit(stage: Stage, unit: Unit, work: Work) -> bool:

@@ -61,7 +61,7 @@ class ReferenceStage:
         parent = unit.inputs.known()
         found = {} if parent is None else reference.known(parent)
         named = [(tree, _token_ids(tree)) for tree in reference.trees(unit.inputs.rows())]
-        found |= self._score(named, found)
+        found |= self._score(named, found, unit.tell)
         wanted = list(dict.fromkeys(token_id for _, token_ids in named for token_id in token_ids))
         logps = [found[token_id] for token_id in wanted]
         return {NAME: pa.table({"tokens_id": wanted, "logps": pa.array(logps, TOKEN_LOGPS)})}
@@ -70,7 +70,9 @@ class ReferenceStage:
         """Let go of the model."""
         self._model = None
 
-    def _score(self, named: list[tuple[Any, list[str]]], found: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _score(
+        self, named: list[tuple[Any, list[str]]], found: dict[str, np.ndarray], tell: Callable[[float], None]
+    ) -> dict[str, np.ndarray]:
         """Log-probs of the branches that are not found yet."""
         from prefdata import logprobs
 
@@ -82,7 +84,7 @@ class ReferenceStage:
                 names.append([name for _, name in left])
         if not missing:
             return {}
-        scored = logprobs.score(self._load(), missing)
+        scored = logprobs.score(self._load(), missing, tell=tell)
         return {
             name: logps
             for token_ids, branches in zip(names, scored, strict=True)

@@ -1,6 +1,6 @@
 """Log-probs of many trees without gradients: sorted by length, packed to a token budget, in the order they came."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -23,21 +23,31 @@ Logps = list[list[np.ndarray]]
 Place = tuple[int, int]  # tree and branch, by number
 
 
-def score(model: Any, trees: Sequence[Tree], *, batch_tokens: int | None = None) -> Logps:
+def score(
+    model: Any,
+    trees: Sequence[Tree],
+    *,
+    batch_tokens: int | None = None,
+    tell: Callable[[float], None] | None = None,
+) -> Logps:
     """Per-token log-probs in nats, float32, one array per branch of each tree.
 
-    Batches depend only on the trees given. A log-prob that is not finite is returned as it is.
+    Batches depend only on the trees given. `tell` is told after each what share of the branches is done. A log-prob that
+    is not finite is returned as it is.
     """
     check(model, trees)
     on_cpu = model.get_input_embeddings().weight.device.type == "cpu"
     batch_tokens = batch_tokens or (BATCH_TOKENS_CPU if on_cpu else BATCH_TOKENS_GPU)
     found: dict[Place, np.ndarray] = {}
+    branches = sum(len(tree.branches) for tree in trees)
     training = model.training
     model.eval()
     try:
         batches = list(_batches(model, trees, batch_tokens))
         for scored in run_halving(batches, lambda batch: _run(model, trees, batch)):
             found.update(scored)
+            if tell is not None:
+                tell(len(found) / branches)
     finally:
         model.train(training)
     return [[found[number, branch] for branch in range(len(tree.branches))] for number, tree in enumerate(trees)]
