@@ -156,9 +156,9 @@ class Bench:
 
         score = logprobs.score
 
-        def remembered(model: Any, trees: Sequence[Any]) -> Any:
+        def remembered(model: Any, trees: Sequence[Any], **told: Any) -> Any:
             began = clock()
-            logps = score(model, trees)
+            logps = score(model, trees, **told)
             self.asked.models += clock() - began
             self.asked.trees.extend(trees)
             return logps

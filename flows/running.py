@@ -16,7 +16,8 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Failed
 
-from prefdata.builds.job import Job, Outcome, Stage, Unit, Watcher, run, run_unit, watched
+from prefdata.builds.job import Job, Keep, Outcome, Stage, Unit, Watcher, run, run_unit, watched
+from prefdata.builds.pipeline import Behind, ahead
 from prefdata.errors import Unreachable, UserError, faults_in_words
 from prefdata.versions import Version
 from prefdata.work import Work
@@ -24,7 +25,7 @@ from prefdata.work import Work
 _REPORT_EVERY_S = 5.0
 # Tasks are handed names: Prefect would walk through and store anything larger. Stage and unit wait here, in the
 # process that runs the flow.
-_UNDER_WAY: dict[str, tuple[Stage, Unit, Work]] = {}
+_UNDER_WAY: dict[str, tuple[Stage, Unit, Work, Keep]] = {}
 
 
 def _worth_retrying(task: Any, task_run: Any, state: Any) -> bool:
@@ -46,10 +47,10 @@ def work_unit(stage: str, number: int, key: str) -> Any:
 
     What is refused, and a machine that fails, ends the task in a failed state: its message is enough, without a traceback.
     """
-    current, unit, work = _UNDER_WAY[key]
+    current, unit, work, keep = _UNDER_WAY[key]
     try:
         with faults_in_words():
-            return run_unit(current, unit, work)
+            return run_unit(current, unit, work, keep)
     except Unreachable:
         raise
     except UserError as problem:
@@ -122,18 +123,19 @@ class PrefectWatcher(Watcher):
 
 def in_tasks(stage: Stage, units: Iterable[Unit], work: Work, watcher: Watcher) -> None:
     """Run units as tasks, in order. One model is in memory, so one unit at a time uses it."""
-    for number, unit in enumerate(units):
-        if work.done(unit.key):  # no task for what is there already
-            watcher.unit(unit, reused=not run_unit(stage, unit, work))
-            continue
-        _UNDER_WAY[unit.key] = (stage, watched(unit, watcher), work)
-        try:
-            computed = work_unit(stage.name, number, unit.key)
-            if isinstance(computed, State):
-                computed.result()  # raises what the task ended with
-            watcher.unit(unit, reused=not computed)
-        finally:
-            del _UNDER_WAY[unit.key]
+    with Behind(work) as behind:
+        for number, unit in enumerate(ahead(units)):
+            if work.done(unit.key):  # no task for what is there already
+                watcher.unit(unit, reused=not run_unit(stage, unit, work))
+                continue
+            _UNDER_WAY[unit.key] = (stage, watched(unit, watcher), work, behind.store)
+            try:
+                computed = work_unit(stage.name, number, unit.key)
+                if isinstance(computed, State):
+                    computed.result()  # raises what the task ended with
+                watcher.unit(unit, reused=not computed)
+            finally:
+                del _UNDER_WAY[unit.key]
 
 
 def build(job: Job) -> Outcome:

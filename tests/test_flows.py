@@ -219,7 +219,7 @@ def test_what_may_pass_is_tried_again(problem: Exception, again: bool, monkeypat
         raise problem
 
     monkeypatch.setattr(running_flows, "run_unit", fails)
-    monkeypatch.setitem(running_flows._UNDER_WAY, "key", (None, None, None))  # type: ignore[arg-type]
+    monkeypatch.setitem(running_flows._UNDER_WAY, "key", (None, None, None, None))  # type: ignore[arg-type]
     try:
         state = running_flows.work_unit.fn("stage", 0, "key")
     except Exception as raised:

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prefdata.errors import UserError
-from prefdata.logprobs import Tree, forward, head, padded, score, shared
+from prefdata.logprobs import Tree, batches, forward, head, padded, score, shared
 from prefdata.logprobs.batches import pack
 from tests.tiny_models import FAMILIES, POSITIONS, VOCABULARY, tiny_model
 
@@ -255,7 +256,7 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch):
     model, trees = tiny_model(), random_trees(20)
     expected, sizes = score(model, trees), []
 
-    def cramped(model, trees):
+    def cramped(model, trees, **_):
         sizes.append(sum(len(tree.branches) for tree in trees))
         if sizes[-1] > 3:
             raise torch.OutOfMemoryError("no room")
@@ -269,16 +270,39 @@ def test_out_of_memory_halves_the_batch_and_goes_on(monkeypatch):
     too_large = [size for size in sizes if size > 3]
     assert too_large == sorted(too_large, reverse=True)
     assert len(too_large) < 5
-    monkeypatch.setattr(score_module, "forward", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError()))
+    monkeypatch.setattr(score_module, "forward", lambda *_, **__: (_ for _ in ()).throw(torch.OutOfMemoryError()))
     with pytest.raises(torch.OutOfMemoryError):
         score(model, trees)
+
+
+def test_what_was_halved_grows_again_and_less_often_each_time_in_vain(monkeypatch):
+    monkeypatch.setattr(batches, "_CALM", 4)
+    room, tried = 4, []
+
+    def run(batch):
+        nonlocal room
+        tried.append(len(batch))
+        room = 8 if len(tried) > 60 else room
+        if len(batch) > room:
+            raise torch.OutOfMemoryError
+        return batch
+
+    work = [list(range(start, start + 8)) for start in range(0, 8 * 60, 8)]
+    done = [item for part in batches.run_halving(work, run) for item in part]
+    assert done == list(range(8 * 60))
+    vain = [place for place, size in enumerate(tried) if size == 8 and place < 60]
+    assert vain[0] == 0
+    gaps = np.diff(vain)
+    assert len(gaps) >= 3
+    assert all(later > gap for gap, later in pairwise(gaps))
+    assert tried[-1] == 8
 
 
 @given(st.lists(st.integers(1, 50)), st.integers(1, 200))
 @settings(max_examples=200, deadline=None)
 def test_packing_keeps_order_and_budget(widths, budget):
-    batches = pack(widths, budget)
-    assert [i for batch in batches for i in batch] == list(range(len(widths)))
-    for batch in batches:
+    packed = pack(widths, budget)
+    assert [i for batch in packed for i in batch] == list(range(len(widths)))
+    for batch in packed:
         assert batch
         assert len(batch) == 1 or len(batch) * max(widths[i] for i in batch) <= budget

@@ -20,7 +20,7 @@ from prefdata.versions import Version
 from tests.tiny_models import save_tiny_model
 from tests.tiny_world import completion_rows, pair_rows, publish, save_model, table, with_reference
 from tests.trainer_world import Talk, rows_of, task_of, weights
-from trainers import agreement, data, policy, runs, schedule
+from trainers import agreement, data, policy, runs, schedule, steps
 from trainers.loop import Loop, step, sum_scored
 from trainers.objectives import OBJECTIVES
 from trainers.options import Options
@@ -72,7 +72,7 @@ def test_rows_span_record_batches(version: Version) -> None:
 
 
 def test_every_epoch_is_a_permutation_that_depends_on_seed_and_epoch_alone() -> None:
-    order = data.EpochOrder(np.arange(50) % 7, seed=3, rows_per_step=8)
+    order = steps.EpochOrder(np.arange(50) % 7, seed=3, rows_per_step=8)
     first = list(order)
     assert sorted(first) == list(range(50))
     assert first != list(range(50))
@@ -80,20 +80,20 @@ def test_every_epoch_is_a_permutation_that_depends_on_seed_and_epoch_alone() -> 
     second = list(order)
     assert second != first
     assert sorted(second) == sorted(first)
-    again = data.EpochOrder(np.arange(50) % 7, seed=3, rows_per_step=8)
+    again = steps.EpochOrder(np.arange(50) % 7, seed=3, rows_per_step=8)
     again.set_epoch(1)
     assert list(again) == second
-    assert list(data.EpochOrder(np.arange(50) % 7, seed=4, rows_per_step=8)) != first
+    assert list(steps.EpochOrder(np.arange(50) % 7, seed=4, rows_per_step=8)) != first
 
 
 def test_lengths_reorder_a_step_but_never_move_rows_between_steps() -> None:
-    def steps(lengths: Any) -> list[set[int]]:
-        order = list(data.EpochOrder(lengths, seed=0, rows_per_step=8))
+    def cut(lengths: Any) -> list[set[int]]:
+        order = list(steps.EpochOrder(lengths, seed=0, rows_per_step=8))
         return [set(order[start : start + 8]) for start in range(0, 48, 8)]
 
     lengths = np.random.default_rng(0).integers(1, 99, 48)
-    assert steps(lengths) == steps(np.ones(48, np.int64))
-    order = list(data.EpochOrder(lengths, seed=0, rows_per_step=8))
+    assert cut(lengths) == cut(np.ones(48, np.int64))
+    order = list(steps.EpochOrder(lengths, seed=0, rows_per_step=8))
     assert all(lengths[order[place]] >= lengths[order[place + 1]] for place in range(7))
 
 
@@ -185,7 +185,7 @@ def gradient(version: Version, model: str, loss: str, folder: Path, cuts: list[i
     net, rows = models.load_model(model), rows_of(version, loss, folder)
     loop = Loop(
         net,
-        run_arguments(folder, max(cuts), len(cuts)),
+        run_arguments(folder, max(cuts)),
         task=task_of(loss),
         train_rows=rows,
         test_rows=None,
@@ -193,10 +193,9 @@ def gradient(version: Version, model: str, loss: str, folder: Path, cuts: list[i
     )
     ends = np.cumsum(cuts).tolist()
     batches = [data.collate([rows[i] for i in range(end - size, end)]) for size, end in zip(cuts, ends, strict=True)]
-    items = loop._get_num_items_in_batch(batches, torch.device("cpu"))
-    loop.current_gradient_accumulation_steps = len(cuts)
-    for batch in batches:
-        loop.training_step(net, batch, items)  # type: ignore[arg-type]
+    one = steps.Step(tuple(batches))
+    items = loop._get_num_items_in_batch([one], torch.device("cpu"))
+    loop.training_step(net, one, items)
     return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
 
 
@@ -223,8 +222,8 @@ def test_a_step_is_divided_by_all_its_tokens_or_all_its_rows(
     assert_close(gradient(uneven, model, loss, tmp_path, [7, 5]) * count, total, rtol=1e-4, atol=1e-6 * count)
 
 
-def run_arguments(folder: Path, batch_size: int, accumulate: int) -> Any:
-    config = {"batch_size": batch_size, "accumulate": accumulate, "lr": 1e-3, "warmup": 0.0, "seed": 0}
+def run_arguments(folder: Path, batch_size: int) -> Any:
+    config = {"batch_size": batch_size, "lr": 1e-3, "warmup": 0.0, "seed": 0}
     config["gradient_checkpointing"] = False
     return schedule.arguments(runs.Run(folder, config, False, None), 1, Processes())
 
@@ -299,11 +298,21 @@ def test_the_logged_loss_of_a_step_is_that_of_its_rows(
     """At the first step the weights are the initial ones, so the log can be checked against one plain forward."""
     result = train(replace(options, loss="sft", steps=1), say=Talk())
     rows = rows_of(version, "sft", tmp_path)
-    picked = list(data.EpochOrder(rows.lengths, 0, 8))[:8]
+    picked = list(steps.EpochOrder(rows.lengths, 0, 8))[:8]
     outcome = step(models.load_model(model), data.collate([rows[place] for place in picked]), task_of("sft"))
     tokens = sum(rows[place].sides[0].tokens for place in picked)
     assert result.train["loss"] == pytest.approx(float(outcome.losses.detach().sum()) / tokens, rel=1e-5)
     assert result.train["nll_loss"] == pytest.approx(result.train["loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["sft", "dpo"])
+def test_a_budget_of_tokens_cuts_the_same_steps(options: Options, loss: str, tmp_path: Path) -> None:
+    by_rows = train(replace(options, loss=loss, out=str(tmp_path / "rows")), say=Talk())
+    by_tokens = train(replace(options, loss=loss, batch_tokens=70, out=str(tmp_path / "tokens")), say=Talk())
+    for name, value in weights(by_rows.folder).items():
+        other = weights(by_tokens.folder)[name]
+        assert float((value - other).norm()) <= 1e-6 * float(value.norm()), name
+    assert by_tokens.after == pytest.approx(by_rows.after, rel=1e-5)
 
 
 def test_sft_reads_completions_too(model: str, options: Options, tmp_path: Path) -> None:

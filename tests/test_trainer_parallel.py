@@ -18,7 +18,7 @@ from torch import Tensor
 from prefdata.errors import UserError
 from tests.tiny_world import pair_rows, publish, table
 from tests.trainer_world import Started, Talk, World, arguments, rows_of, stop_after, weights
-from trainers import checkpoints, data, runs
+from trainers import checkpoints, runs, steps
 from trainers.options import Options
 from trainers.processes import Elsewhere, Processes, joined, speaks
 from trainers.run import train
@@ -57,27 +57,36 @@ def assert_equal_weights(one: dict[str, Tensor], other: dict[str, Tensor]) -> No
 # -- who reads what ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("batch_tokens", [None, 120])
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("rows", [1, 5, 8, 69])
-def test_every_row_is_read_once_an_epoch_in_equally_many_micro_batches(rows: int, size: int) -> None:
+def test_every_row_is_read_once_an_epoch_in_equally_many_micro_batches(
+    rows: int, size: int, batch_tokens: int | None
+) -> None:
     lengths = np.random.default_rng(0).integers(1, 99, rows)
-    order = data.EpochOrder(lengths, seed=0, rows_per_step=2 * 2 * size)
-    shares = [data.MicroBatches(order, 2, rank=rank, size=size) for rank in range(size)]
-    read = [list(share) for share in shares]
-    assert {len(batches) for batches in read} == {len(shares[0])}
-    assert sorted(row for batches in read for batch in batches for row in batch) == list(range(rows))
-    assert max(len(batch) for batches in read for batch in batches) <= 2
-    steps = [sorted(row for batches in read for batch in batches[at : at + 2] for row in batch) for at in (0, 2)]
-    assert steps[0] == sorted(next(iter(order.steps())))  # micro-batches of a step hold the rows of that step
+    order = steps.EpochOrder(lengths, seed=0, rows_per_step=2 * 2 * size)
+    shares = [
+        list(steps.MicroBatches(order, 2, batch_tokens=batch_tokens, rank=rank, size=size)) for rank in range(size)
+    ]
+    assert {len(share) for share in shares} == {len(steps.MicroBatches(order, 2))}
+    for cuts, expected in zip(zip(*shares, strict=True), order.steps(), strict=True):
+        assert len({len(cut) for cut in cuts}) == 1
+        assert sorted(row for cut in cuts for batch in cut for row in batch) == sorted(expected)
+        for batch in (batch for cut in cuts for batch in cut):
+            if batch_tokens is None:
+                assert len(batch) <= 2
+            else:
+                assert len(batch) < 2 or lengths[batch].sum() <= batch_tokens
+    assert sorted(row for share in shares for cut in share for batch in cut for row in batch) == list(range(rows))
 
 
 def test_an_epoch_has_an_order_of_its_own_through_the_loader(small_world: World, tmp_path: Path) -> None:
     rows = rows_of(small_world.version, "sft", tmp_path)
-    loader = data.Loader(rows, data.MicroBatches(data.EpochOrder(rows.lengths, 0, 8), 4))
+    loader = steps.Loader(rows, steps.MicroBatches(steps.EpochOrder(rows.lengths, 0, 8), 4))
 
     def read(epoch: int) -> list[str]:
         loader.set_epoch(epoch)
-        return [row_id for batch in loader for row_id in batch.row_ids]
+        return [row_id for step in loader for batch in step.batches for row_id in batch.row_ids]
 
     assert read(0) != read(1)
     assert sorted(read(0)) == sorted(read(1))
@@ -250,7 +259,7 @@ def test_a_process_that_is_gone_is_one_sentence_of_the_other(small_world: World,
         tmp_path, halved(replace(options_of(small_world), out=RUN)), processes=2, before=no_memory_in_the_second
     )
     assert started.wait() == [2, 2]
-    assert started.said(1).startswith("the device has no memory for 2 rows at once. Give a smaller --batch-size")
+    assert started.said(1).startswith("the device has no memory for 2 rows at once. Give a smaller --batch-tokens")
     assert "another process of the run stopped, and this one with it; the same command goes on" in started.said(0)
     assert not any("Traceback" in started.said(rank) for rank in (0, 1))
 

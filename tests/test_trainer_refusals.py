@@ -19,7 +19,7 @@ from prefdata.versions import Version
 from tests.tiny_models import save_llama
 from tests.tiny_world import completion_rows, publish, save_model, table
 from tests.trainer_world import Talk, weights
-from trainers import data
+from trainers import data, steps
 from trainers.loop import NotFinite, sum_scored
 from trainers.objectives import OBJECTIVES, ReferencedPair, find
 from trainers.options import Options
@@ -45,7 +45,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_row(
         train(options, say=Talk())
     assert "the loss is not finite at step 6" in str(stopped.value)
     rows = data.load(find_version(options), "train", ReferencedPair, ".")
-    picked = list(data.EpochOrder(rows.lengths, 0, 8))[40:44]
+    picked = list(steps.EpochOrder(rows.lengths, 0, 8))[40:44]
     assert f"row {rows[picked[0]].row_id}." in str(stopped.value)
     assert (Path("runs/v1-dpo-1") / "checkpoint-4" / "model.safetensors").exists()
     kept = weights("runs/v1-dpo-1/checkpoint-4")

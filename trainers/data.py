@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset
 
-from prefdata import draws
 from prefdata.logprobs import Tree
 from prefdata.versions import Version
 from trainers import contract
@@ -147,7 +146,7 @@ def collate(rows: Sequence[Row]) -> RowBatch:
         reference = torch.tensor([side.reference for side in branches], dtype=torch.float64).reshape(shape)
     return RowBatch(
         row_ids=tuple(row.row_id for row in rows),
-        trees=tuple(Tree(row.prompt_ids.tolist(), [side.ids.tolist() for side in row.sides]) for row in rows),
+        trees=tuple(Tree(row.prompt_ids, [side.ids for side in row.sides]) for row in rows),
         scored=torch.from_numpy(scored),
         tokens=torch.tensor([side.tokens for side in branches], dtype=torch.int64).reshape(shape),
         reference=reference,
@@ -158,77 +157,6 @@ def each_row(batch: pa.RecordBatch, sides: Sequence[str]) -> Iterator[Row]:
     """The rows of one record batch, in order."""
     chunk = _Chunk(batch, sides)
     return map(chunk.row, range(len(chunk)))
-
-
-class EpochOrder(Sampler[int]):
-    """A new order of the rows for every epoch, drawn from (seed, epoch) alone, so that a resumed run sees the same.
-
-    Within the rows of one optimiser step the longest come first: micro-batches pad less, and the step is unchanged.
-    """
-
-    def __init__(
-        self, lengths: Sequence[int] | np.ndarray[Any, np.dtype[np.int64]], seed: int, rows_per_step: int
-    ) -> None:
-        self.lengths = np.asarray(lengths)
-        self.seed = seed
-        self.rows_per_step = rows_per_step
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the loop when an epoch begins."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        return chain.from_iterable(self.steps())
-
-    def steps(self) -> Iterator[list[int]]:
-        """The rows of each optimiser step."""
-        generator = draws.generator(draws.row_seed(self.seed, "all rows", "order", round_=self.epoch))
-        order = generator.permutation(len(self.lengths))
-        for start in range(0, len(order), self.rows_per_step):
-            step = order[start : start + self.rows_per_step]
-            yield step[np.argsort(-self.lengths[step], kind="stable")].tolist()
-
-
-class MicroBatches(Sampler[list[int]]):
-    """What one process of a run reads of every step: its rows, dealt to micro-batches and among the processes.
-
-    All processes have equally many micro-batches, since they wait for each other. Those of an epoch's last step may be
-    smaller, or empty: no row is read twice to fill them.
-    """
-
-    def __init__(self, order: EpochOrder, batch_size: int, *, rank: int = 0, size: int = 1) -> None:
-        self.order = order
-        self.rank = rank
-        self.size = size
-        self.width = batch_size * size  # rows of a micro-batch, over all processes
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the loop when an epoch begins."""
-        self.order.set_epoch(epoch)
-
-    def __len__(self) -> int:
-        return -(-len(self.order) // self.width)  # a step is a whole number of micro-batches, but for the last
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in self.order.steps():
-            for start in range(0, len(step), self.width):
-                yield step[start : start + self.width][self.rank :: self.size]
-
-
-class Loader(DataLoader[Any]):
-    """Micro-batches of rows, in an order of their own for every epoch."""
-
-    def __init__(self, rows: Rows, batches: MicroBatches) -> None:
-        super().__init__(rows, batch_sampler=batches, collate_fn=collate)
-        self.batches = batches
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the loop when an epoch begins."""
-        self.batches.set_epoch(epoch)
 
 
 def _kept(version: Version, split: str, names: Sequence[str], keep: Mask | None) -> Iterator[pa.Table]:

@@ -21,13 +21,14 @@ from prefdata import logprobs
 from prefdata.errors import UserError
 from prefdata.logprobs import Tree
 from trainers import checkpoints, lora
-from trainers.data import EpochOrder, Loader, MicroBatches, RowBatch, Rows, collate
+from trainers.data import RowBatch, Rows, collate
 from trainers.metrics import Tally, measure
 from trainers.objectives import Batch, Objective
 from trainers.precision import autocast, widest
 from trainers.processes import Processes
 from trainers.progress import Cadence
 from trainers.runs import saving
+from trainers.steps import EpochOrder, Loader, MicroBatches, Step
 
 
 class NotFinite(UserError):
@@ -118,10 +119,13 @@ class Loop(Trainer):
         train_rows: Rows,
         test_rows: Rows | None,
         cadence: Cadence,
+        accumulate: int = 1,
+        batch_tokens: int | None = None,
         bfloat16: bool = False,
         tokenizer: Any = None,
         processes: Processes | None = None,
     ) -> None:
+        """`args.train_batch_size` x `accumulate` rows make this process's share of a step."""
         args._n_gpu = min(args.n_gpu, 1)  # several devices are several processes here, never DataParallel
         super().__init__(
             model=model,
@@ -130,14 +134,15 @@ class Loop(Trainer):
             eval_dataset=test_rows,
             data_collator=collate,  # type: ignore[arg-type]  # a batch of trees is no dictionary
         )
-        self.loss_is_scaled_for_ga = True  # compute_loss divides by the whole step's count
         self.task = task
         self.cadence = cadence
+        self.accumulate = accumulate
+        self.batch_tokens = batch_tokens
         self.bfloat16 = bfloat16
         self.tokenizer = tokenizer
         self.processes = processes or Processes()
         self._tally = Tally()
-        self._window: list[RowBatch] = []
+        self._window: tuple[RowBatch, ...] = ()
         self._not_finite: list[str] = []  # rows of this step, in this process
         self._written_to: Path | None = None  # while a checkpoint is staged
 
@@ -146,34 +151,50 @@ class Loop(Trainer):
     @override
     def get_train_dataloader(self) -> Loader:
         """This process's share of the rows; Trainer's own would read rows twice to give all processes equally many."""
-        rows, args = self.train_dataset, self.args
+        rows, args, processes = self.train_dataset, self.args, self.processes
         assert isinstance(rows, Rows)
-        rows_per_step = args.train_batch_size * args.gradient_accumulation_steps * self.processes.size
+        rows_per_step = args.train_batch_size * self.accumulate * processes.size
         order = EpochOrder(rows.lengths, args.data_seed if args.data_seed is not None else args.seed, rows_per_step)
-        share = MicroBatches(order, args.train_batch_size, rank=self.processes.rank, size=self.processes.size)
+        share = MicroBatches(
+            order, args.train_batch_size, batch_tokens=self.batch_tokens, rank=processes.rank, size=processes.size
+        )
         return Loader(rows, share)
 
     @override
-    def _get_num_items_in_batch(self, batch_samples: list[RowBatch], device: torch.device) -> Tensor | None:
+    def _get_num_items_in_batch(self, batch_samples: list[Step], device: torch.device) -> Tensor | None:
         """Rows or scored tokens of the whole step, over all micro-batches and processes."""
         if not batch_samples:
             return None
-        self._window = batch_samples
-        items = torch.tensor(sum(self.task.items(batch) for batch in batch_samples), device=device)
+        (own,) = batch_samples
+        self._window = own.batches
+        items = torch.tensor(sum(self.task.items(batch) for batch in own.batches), device=device)
         return self.accelerator.reduce(items, reduction="sum") if self.processes.size > 1 else items
-
-    @override
-    def _prepare_inputs(self, inputs: RowBatch) -> RowBatch:  # type: ignore[override]
-        return inputs.to(self.args.device)
 
     @override
     def floating_point_ops(self, inputs: Any) -> int:
         """Forward and backward of every token of the trees."""
         model: Any = self.model
-        count: int = 6 * inputs.all_tokens * model.num_parameters(exclude_embeddings=True)
+        tokens = sum(batch.all_tokens for batch in inputs.batches)
+        count: int = 6 * tokens * model.num_parameters(exclude_embeddings=True)
         return count
 
     # -- loss ------------------------------------------------------------------------------------------------------
+
+    @override
+    def training_step(  # type: ignore[override]
+        self, model: Any, inputs: Step, num_items_in_batch: Tensor | int | None = None
+    ) -> Tensor:
+        """Forward and backward of all micro-batches of a step; its loss. Gradients are exchanged with the last one."""
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        for number, rows in enumerate(inputs.batches, start=1):
+            last = number == len(inputs.batches)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                with self.compute_loss_context_manager():
+                    loss = self.compute_loss(model, rows.to(self.args.device), num_items_in_batch=num_items_in_batch)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        return total
 
     @override
     def compute_loss(  # type: ignore[override]

@@ -22,6 +22,7 @@ class Options:
     steps: int | None = None  # instead of epochs
     batch_size: int = 8  # rows per forward and process
     accumulate: int = 4  # forwards per step
+    batch_tokens: int | None = None  # tokens per forward, in the place of batch_size rows
     lr: float | None = None
     warmup: float = 0.1  # share of the steps, or from 1 on a number of steps
     dropout: float = 0.0
@@ -76,6 +77,7 @@ def _check_positive(options: Options) -> None:
         "--steps": options.steps,
         "--batch-size": options.batch_size,
         "--accumulate": options.accumulate,
+        "--batch-tokens": options.batch_tokens,
         "--lr": options.lr,
         "--lora-rank": options.lora_rank,
         "--lora-alpha": options.lora_alpha,

@@ -76,6 +76,13 @@ def _add_how(how: argparse._ArgumentGroup) -> None:
         help="forwards per step; a step has batch-size x accumulate x processes rows",
     )
     how.add_argument(
+        "--batch-tokens",
+        type=int,
+        metavar="TOKENS",
+        help="cut a step's rows into forwards of at most so many tokens, a row's prompt counted once, instead of batch-size"
+        " rows: even memory whatever the lengths, and the same step; unset: by rows",
+    )
+    how.add_argument(
         "--warmup", type=float, default=Options.warmup, help="share of the steps, or from 1 on a number of steps"
     )
     how.add_argument(

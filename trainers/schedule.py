@@ -51,7 +51,7 @@ def arguments(run: Run, steps: int, processes: Processes) -> TrainingArguments:
         max_steps=steps,
         per_device_train_batch_size=config["batch_size"],
         per_device_eval_batch_size=config["batch_size"],
-        gradient_accumulation_steps=config["accumulate"],
+        gradient_accumulation_steps=1,  # a step comes whole, in micro-batches of its own: see trainers.steps
         gradient_checkpointing=config["gradient_checkpointing"],
         gradient_checkpointing_kwargs={"use_reentrant": False},
         learning_rate=config["lr"],

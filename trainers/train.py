@@ -175,6 +175,8 @@ def _loop(
         train_rows=train_rows,
         test_rows=test_rows,
         cadence=schedule.cadence(config, steps, held_out=test_rows is not None),
+        accumulate=config["accumulate"],
+        batch_tokens=config["batch_tokens"],
         bfloat16=config["dtype"] == "bfloat16",
         tokenizer=policy.tokenizer(plan.renderer),
         processes=processes,
@@ -206,10 +208,16 @@ def _go(loop: "Loop", run: "Run", checkpoint: Path | None, say: Say) -> bool:
             loop.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         except torch.OutOfMemoryError as problem:
             raise UserError(
-                f"the device has no memory for {loop.args.per_device_train_batch_size} rows at once. Give a smaller"
-                " --batch-size and as much larger --accumulate, or --gradient-checkpointing: a step stays the same."
+                f"the device has no memory for {_forward(loop)} at once. Give a smaller --batch-tokens, or"
+                " --gradient-checkpointing: a step stays the same."
             ) from problem
     return interrupt.asked and loop.state.global_step < loop.args.max_steps
+
+
+def _forward(loop: "Loop") -> str:
+    """How much of a step is computed at a time."""
+    by_rows = f"{loop.args.per_device_train_batch_size} rows"
+    return by_rows if loop.batch_tokens is None else f"rows of {loop.batch_tokens:,} tokens together"
 
 
 def _over(state: Any, loop: "Loop", early: "EarlyStop | None") -> bool:

@@ -19,7 +19,7 @@ from schemas.ledger import KEPT, SET_ASIDE
 
 NAME = "add-reference"
 STAGES = (scoring.NAME, "publish")
-UNIT_ROWS = 256
+UNIT_ROWS = 1024
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from prefdata import versions
+from prefdata.builds.pipeline import Behind, ahead
 from prefdata.engines import EngineDied
 from prefdata.errors import faults_in_words
 from prefdata.identity import digest, spelled
@@ -119,6 +120,7 @@ def watched(unit: Unit, watcher: Watcher) -> Unit:
 
 
 Executor = Callable[[Stage, Iterable[Unit], Work, Watcher], None]
+Keep = Callable[[str, Tables], object]
 
 
 class Silent:
@@ -148,16 +150,17 @@ def build_key(name: str, config: dict[str, Any], parents: Iterable[Version], fin
 
 def in_order(stage: Stage, units: Iterable[Unit], work: Work, watcher: Watcher) -> None:
     """Run units one after the other in this process."""
-    for unit in units:
-        watcher.unit(unit, reused=not run_unit(stage, watched(unit, watcher), work))
+    with Behind(work) as behind:
+        for unit in ahead(units):
+            watcher.unit(unit, reused=not run_unit(stage, watched(unit, watcher), work, behind.store))
 
 
-def run_unit(stage: Stage, unit: Unit, work: Work) -> bool:
-    """Compute a unit unless it is done. True if it was computed now."""
+def run_unit(stage: Stage, unit: Unit, work: Work, keep: Keep | None = None) -> bool:
+    """Compute a unit unless it is done, and hand it to `keep` (None: keep it at once). True if it was computed now."""
     if work.load(unit.key) is not None:
         work.reused += 1
         return False
-    work.store(unit.key, _computed(stage, unit))
+    (keep or work.store)(unit.key, _computed(stage, unit))
     work.computed += 1
     return True
 

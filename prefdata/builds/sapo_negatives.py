@@ -280,9 +280,10 @@ class GenerateStage:
 
     def _winners(self, path: str) -> pa.Table:
         """Those of a file. Naming them by their tokens takes a while, so the last file's are kept, as its rows are."""
-        if self._last is None or self._last[0] != path:
-            self._last = (path, winners(self._job.parent.kind, self._job.reader.file(path)))
-        return self._last[1]
+        last = self._last  # units are read in another thread than they are computed in
+        if last is None or last[0] != path:
+            last = self._last = (path, winners(self._job.parent.kind, self._job.reader.file(path)))
+        return last[1]
 
     def _key(self, members: list[str]) -> str:
         options = self._job.options

@@ -67,7 +67,9 @@ class ReferenceStage:
         return {NAME: pa.table({"tokens_id": wanted, "logps": pa.array(logps, TOKEN_LOGPS)})}
 
     def close(self) -> None:
-        """Let go of the model."""
+        """Let go of the model, or of the processes that hold it."""
+        if hasattr(self._model, "close"):
+            self._model.close()
         self._model = None
 
     def _score(
@@ -84,7 +86,11 @@ class ReferenceStage:
                 names.append([name for _, name in left])
         if not missing:
             return {}
-        scored = logprobs.score(self._load(), missing, tell=tell)
+        model = self._load()
+        if isinstance(model, logprobs.Pool):
+            scored = model.score(missing, tell=tell)
+        else:
+            scored = logprobs.score(model, missing, tell=tell)
         return {
             name: logps
             for token_ids, branches in zip(names, scored, strict=True)
@@ -93,9 +99,12 @@ class ReferenceStage:
 
     def _load(self) -> Any:
         if self._model is None:
+            from prefdata import logprobs
             from prefdata.models import load_model
 
-            self._model = load_model(**self._loading)
+            devices = logprobs.gpus()
+            several = len(devices) > 1
+            self._model = logprobs.Pool(self._loading, devices) if several else load_model(**self._loading)
         return self._model
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from prefdata.logprobs.trees import Tree
+from prefdata.logprobs.trees import Tokens, Tree
 
 # A tree of up to so many budgets stays whole.
 _WHOLE_BUDGETS = 4
@@ -184,5 +184,5 @@ def _shared(one: Ids, other: Ids) -> int:
     return int(differs.argmax()) if differs.any() else width
 
 
-def _ids(tokens: Sequence[int]) -> Ids:
+def _ids(tokens: Tokens) -> Ids:
     return np.asarray(tokens, np.int64)

@@ -1,16 +1,19 @@
 """Log-probs of many trees without gradients: sorted by length, packed to a token budget, in the order they came."""
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from prefdata.errors import UserError
 from prefdata.logprobs import layout, shared
 from prefdata.logprobs.batches import pack, run_halving
+from prefdata.logprobs.layout import Layout
 from prefdata.logprobs.route import forward
 from prefdata.logprobs.trees import Tree
 from prefdata.models import config_positions
@@ -32,25 +35,36 @@ def score(
 ) -> Logps:
     """Per-token log-probs in nats, float32, one array per branch of each tree.
 
-    Batches depend only on the trees given. `tell` is told after each what share of the branches is done. A log-prob that
-    is not finite is returned as it is.
+    Batches depend only on the trees given, and on the memory there is. `tell` is told after each what share of the
+    branches is done. A log-prob that is not finite is returned as it is.
+    """
+    found: dict[Place, np.ndarray] = {}
+    branches = sum(len(tree.branches) for tree in trees)
+    for scored in stream(model, trees, batch_tokens=batch_tokens):
+        found.update(scored)
+        if tell is not None:
+            tell(len(found) / branches)
+    return [[found[number, branch] for branch in range(len(tree.branches))] for number, tree in enumerate(trees)]
+
+
+def stream(
+    model: Any, trees: Sequence[Tree], *, batch_tokens: int | None = None
+) -> Iterator[list[tuple[Place, np.ndarray]]]:
+    """The same batch by batch, as they are done: the places of branches and their log-probs.
+
+    While the device computes a batch, the next is laid out and the one before is fetched from it.
     """
     check(model, trees)
     on_cpu = model.get_input_embeddings().weight.device.type == "cpu"
     batch_tokens = batch_tokens or (BATCH_TOKENS_CPU if on_cpu else BATCH_TOKENS_GPU)
-    found: dict[Place, np.ndarray] = {}
-    branches = sum(len(tree.branches) for tree in trees)
     training = model.training
     model.eval()
     try:
         batches = list(_batches(model, trees, batch_tokens))
-        for scored in run_halving(batches, lambda batch: _run(model, trees, batch)):
-            found.update(scored)
-            if tell is not None:
-                tell(len(found) / branches)
+        with _Ahead(trees, batches) as taken:
+            yield from _fetched(run_halving(batches, lambda batch: _run(model, batch, *taken(batch))))
     finally:
         model.train(training)
-    return [[found[number, branch] for branch in range(len(tree.branches))] for number, tree in enumerate(trees)]
 
 
 def check(model: Any, trees: Sequence[Tree]) -> None:
@@ -91,12 +105,84 @@ def _batches(model: Any, trees: Sequence[Tree], batch_tokens: int) -> Iterator[l
         yield [rows[by_width[place]] for place in packed]
 
 
-@torch.no_grad()
-def _run(model: Any, trees: Sequence[Tree], batch: Sequence[Place]) -> list[tuple[Place, np.ndarray]]:
-    """The batch's branches, those that stand together in one tree."""
+Taken = tuple[list[Tree], Layout]
+Computed = tuple[Sequence[Place], Tensor, list[int]]
+
+
+class _Ahead:
+    """Lays out the batch after the one that is asked for, in a thread."""
+
+    def __init__(self, trees: Sequence[Tree], batches: Sequence[Sequence[Place]]) -> None:
+        self._trees = trees
+        self._waiting = iter(batches)
+        self._made: dict[int, Future[Taken]] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="layout")
+        self._advance()
+
+    def __enter__(self) -> Callable[[Sequence[Place]], Taken]:
+        return self._take
+
+    def __exit__(self, *problem: object) -> None:
+        self._pool.shutdown(cancel_futures=True)
+
+    def _take(self, batch: Sequence[Place]) -> Taken:
+        made = self._made.pop(id(batch), None)
+        if made is None:  # a part of one that did not fit
+            return _taken(self._trees, batch)
+        self._advance()
+        return made.result()
+
+    def _advance(self) -> None:
+        following = next(self._waiting, None)
+        if following is not None:
+            self._made[id(following)] = self._pool.submit(_taken, self._trees, following)
+
+
+def _taken(trees: Sequence[Tree], batch: Sequence[Place]) -> Taken:
+    """The batch's branches, those that stand together in one tree, and their layout."""
     parts = [list(group) for _, group in groupby(batch, key=itemgetter(0))]
     taken = [
         Tree(trees[part[0][0]].trunk, [trees[number].branches[branch] for number, branch in part]) for part in parts
     ]
-    scores = forward(model, taken)
-    return [(place, logps.cpu().numpy()) for place, logps in zip(batch, scores.logps, strict=True)]
+    return taken, layout.lay_out(taken)
+
+
+@torch.no_grad()
+def _run(model: Any, batch: Sequence[Place], trees: Sequence[Tree], layout: Layout) -> Computed:
+    """The branches' log-probs, one after the other, and their lengths."""
+    logps = forward(model, trees, layout=layout).logps
+    return batch, torch.cat(logps), [len(each) for each in logps]
+
+
+def _fetched(computed: Iterator[Computed]) -> Iterator[list[tuple[Place, np.ndarray]]]:
+    """Each batch's log-probs on the host; those of a GPU once its next batch is under way."""
+    before: _Copy | None = None
+    for places, logps, lengths in computed:
+        copy = _Copy(places, logps, lengths)
+        if not logps.is_cuda:
+            yield copy.result()
+            continue
+        if before is not None:
+            yield before.result()
+        before = copy
+    if before is not None:
+        yield before.result()
+
+
+class _Copy:
+    """A batch's log-probs on their way to the host."""
+
+    def __init__(self, places: Sequence[Place], logps: Tensor, lengths: Sequence[int]) -> None:
+        self._places, self._host, self._ends = places, logps, np.cumsum(lengths)[:-1]
+        self._done: torch.cuda.Event | None = None
+        if logps.is_cuda:
+            self._host = torch.empty(logps.shape, dtype=logps.dtype, pin_memory=True)
+            self._host.copy_(logps, non_blocking=True)
+            self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._done.record()
+
+    def result(self) -> list[tuple[Place, np.ndarray]]:
+        """The places and their log-probs."""
+        if self._done is not None:
+            self._done.synchronize()
+        return list(zip(self._places, np.split(self._host.numpy(), self._ends), strict=True))

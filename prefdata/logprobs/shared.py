@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from prefdata.logprobs import padded
 from prefdata.logprobs.attention import NAME, TreePlan
 from prefdata.logprobs.head import target_logps
-from prefdata.logprobs.layout import lay_out
+from prefdata.logprobs.layout import Layout, lay_out
 from prefdata.logprobs.trees import Scores, Tree
 from prefdata.logprobs.wrappers import arguments, layers, unwrapped
 
@@ -86,11 +86,14 @@ def prepare(model: Any) -> Sharing:
     return _prepared[inner]
 
 
-def forward(model: Any, trees: Sequence[Tree], *, extras: bool = False) -> Scores:
-    """Scores every branch of every tree in one call of a prepared model; `extras` adds entropies and hits."""
+def forward(model: Any, trees: Sequence[Tree], *, extras: bool = False, layout: Layout | None = None) -> Scores:
+    """Scores every branch of every tree in one call of a prepared model; `extras` adds entropies and hits.
+
+    `layout` is that of the trees, where it was made before.
+    """
     head = unwrapped(model).get_output_embeddings()
     device = head.weight.device
-    plan = TreePlan(lay_out(trees), device)
+    plan = TreePlan(layout or lay_out(trees), device)
     layout = plan.layout
     read, targets, branches = (
         torch.as_tensor(array, device=device)

@@ -2,8 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 from torch import Tensor
+
+Tokens = Sequence[int] | np.ndarray[Any, np.dtype[Any]]  # ids, one-dimensional
 
 
 @dataclass(frozen=True, eq=False)
@@ -14,8 +18,8 @@ class Tree:
     and a branch of no tokens has nothing to score, so both are refused.
     """
 
-    trunk: Sequence[int]
-    branches: Sequence[Sequence[int]]
+    trunk: Tokens
+    branches: Sequence[Tokens]
 
     def __post_init__(self) -> None:
         if len(self.trunk) == 0:
