@@ -73,6 +73,18 @@ class Layout:
         """Tokens on the longest path."""
         return int(self.positions.max()) + 1
 
+    @property
+    def ends(self) -> Ids:
+        """(L,) for each token, the place just past the last one that has it on its path.
+
+        A row lists a tree in the order of a walk, so the tokens that see token k are those at places k to ends[k] - 1.
+        """
+        last = [0] * len(self.nodes)
+        for run in self.runs:
+            for node in run.nodes:
+                last[node] = max(last[node], run.end)
+        return np.repeat(np.asarray(last, np.int64), self.nodes)
+
 
 @dataclass(frozen=True)
 class _Path:

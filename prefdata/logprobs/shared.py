@@ -1,15 +1,17 @@
 """The shared forward: every token of a tree runs through the model once, and the head reads scored positions only.
 
 A model is prepared at its first forward: its attention is set to ours, once, and tried on a small tree against the
-padded forward. A model that cannot share, or gives other numbers, keeps the attention it had.
+padded forward, on a GPU with one kernel after the other. A model that cannot share, or gives other numbers, keeps the
+attention it had.
 """
 
 import contextlib
 import inspect
 import logging
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -19,8 +21,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from prefdata.errors import UserError
 from prefdata.logprobs import padded
-from prefdata.logprobs.attention import NAME, TreePlan
+from prefdata.logprobs.attention import KERNELS, NAME, TreePlan
 from prefdata.logprobs.head import target_logps
 from prefdata.logprobs.layout import Layout, lay_out
 from prefdata.logprobs.trees import Scores, Tree
@@ -28,6 +31,10 @@ from prefdata.logprobs.wrappers import arguments, layers, unwrapped
 
 _log = logging.getLogger(__name__)
 
+# kernels in the order in which they are tried, by kind of device; PREFDATA_TREE_KERNEL names one to be the only one
+_KERNELS = {"cuda": ("flex", "split")}
+_ANYWHERE = ("split",)
+KERNEL_SETTING = "PREFDATA_TREE_KERNEL"
 # What the forward of a model has to take. Its other keywords reach the attention.
 _ARGUMENTS = {"position_ids", "logits_to_keep"}
 # Implementations that ours stands in for; another was asked for by name and stays.
@@ -48,6 +55,7 @@ class Sharing:
 
     reason: str | None = None
     longest: int | None = None  # tokens; None: any
+    kernel: str = "split"
     said: set[str] = field(default_factory=set)
 
     def obstacle(self, model: Any, trees: Sequence[Tree]) -> str | None:
@@ -82,8 +90,21 @@ def prepare(model: Any) -> Sharing:
     """Sets the attention of a model that can share, the first time it is seen; remembered as long as the model lives."""
     inner = unwrapped(model)
     if inner not in _prepared:
-        _prepared[inner] = Sharing(_unable(inner) or _wrapped(model) or _set(inner), _longest(inner))
+        sharing = Sharing(_unable(inner) or _wrapped(model), _longest(inner))
+        if sharing.reason is None:
+            _set(inner, sharing)
+        _prepared[inner] = sharing
     return _prepared[inner]
+
+
+def kernels(device: str) -> tuple[str, ...]:
+    """What is tried on a kind of device. UserError if PREFDATA_TREE_KERNEL names no kernel."""
+    asked = os.environ.get(KERNEL_SETTING)
+    if not asked:
+        return _KERNELS.get(device, _ANYWHERE)
+    if asked not in KERNELS:
+        raise UserError(f"{KERNEL_SETTING} is {asked!r}; it can be: {', '.join(KERNELS)}.")
+    return (asked,)
 
 
 def forward(model: Any, trees: Sequence[Tree], *, extras: bool = False, layout: Layout | None = None) -> Scores:
@@ -93,7 +114,7 @@ def forward(model: Any, trees: Sequence[Tree], *, extras: bool = False, layout: 
     """
     head = unwrapped(model).get_output_embeddings()
     device = head.weight.device
-    plan = TreePlan(layout or lay_out(trees), device)
+    plan = TreePlan(layout or lay_out(trees), device, prepare(model).kernel)
     layout = plan.layout
     read, targets, branches = (
         torch.as_tensor(array, device=device)
@@ -178,33 +199,71 @@ def _adapters(wrapper: Any) -> Iterable[Any]:
     return getattr(wrapper, "peft_config", {}).values()
 
 
-def _set(inner: Any) -> str | None:
-    """Sets our attention. Where the trial fails, the old one comes back and the reason is returned."""
+def _set(inner: Any, sharing: Sharing) -> None:
+    """Sets our attention with the first kernel that passes the trial; if none does, the old one comes back."""
     before = inner.config._attn_implementation
     if before == "sdpa" and getattr(inner.config.get_text_config(), "attn_logit_softcapping", None) is not None:
         before = "eager"  # SDPA leaves the soft-cap out without a word
+    _prepared[inner] = sharing  # the trial is a forward, too
+    for kernel in kernels(inner.get_input_embeddings().weight.device.type):
+        sharing.kernel = kernel
+        sharing.reason = _differs(inner)
+        if sharing.reason is None:
+            return
+        _log.info("%s: kernel %s is not used, since %s", type(inner).__name__, kernel, sharing.reason)
+    inner.set_attn_implementation(before)
+
+
+def _differs(inner: Any) -> str | None:
+    """What the trial finds wrong with the kernel that is set; None if nothing."""
     try:
         inner.set_attn_implementation("eager")
         expected = _trial(inner, padded.forward)
         inner.set_attn_implementation(NAME)
-        gap = float((_trial(inner, forward) - expected).abs().max())
-        allowed = _ALLOWED if inner.dtype in (torch.float32, torch.float64) else _ALLOWED_ROUGH
-        reason = None if gap <= allowed else f"it then differs by {gap:.2g} nats on a small tree"
+        found = _trial(inner, forward)
     except Exception as error:  # whatever a model does with a keyword or mask that it does not know
-        reason = f"it then fails on a small tree ({type(error).__name__}: {error})"
-    if reason is not None:
-        inner.set_attn_implementation(before)
-    return reason
+        return f"it then fails on a small tree ({type(error).__name__}: {error})"
+    allowed = _ALLOWED if inner.dtype in (torch.float32, torch.float64) else _ALLOWED_ROUGH
+    gap = float((found.logps - expected.logps).abs().max())
+    if not gap <= allowed:
+        return f"it then differs by {gap:.2g} nats on a small tree"
+    gap = float((found.slope - expected.slope).norm() / expected.slope.norm().clamp(min=1e-30))
+    return None if gap <= allowed else f"its gradient then differs by {gap:.2g} of its size on a small tree"
 
 
-@torch.no_grad()
-def _trial(inner: Any, run: Any) -> Tensor:
-    """Log-probs of a small tree with forks within and at the end of its branches."""
-    known: Tensor = inner.get_input_embeddings().weight
+class _Trial(NamedTuple):
+    """Log-probs of a small tree, and the gradient of their weighted sum by what the embeddings give, token by token."""
+
+    logps: Tensor
+    slope: Tensor
+
+
+def _trial(inner: Any, run: Any) -> _Trial:
+    """Of a tree with forks within and at the end of its branches."""
+    embeddings = inner.get_input_embeddings()
+    known: Tensor = embeddings.weight
     trunk, branches = [1, 2], ([3, 4, 5], [3, 6, 7], [3, 4], [8])
     ids = [[token % len(known) for token in part] for part in (trunk, *branches)]
-    with _evaluating(inner), torch.autocast(known.device.type, enabled=False):
-        return torch.cat(run(inner, [Tree(ids[0], ids[1:])]).logps)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def watched(_: torch.nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
+        shown = output.detach().requires_grad_()
+        seen.append((inputs[0], shown))
+        return shown
+
+    hook = embeddings.register_forward_hook(watched)
+    try:
+        with _evaluating(inner), torch.enable_grad(), torch.autocast(known.device.type, enabled=False):
+            logps = torch.cat(run(inner, [Tree(ids[0], ids[1:])]).logps)
+            weights = torch.linspace(-1, 2, len(logps), device=logps.device)
+            (slope,) = torch.autograd.grad((logps * weights).sum(), seen[-1][1])
+    finally:
+        hook.remove()
+    # by token: the padded forward runs one in several rows, and some that predict nothing, as 0 does where it pads
+    tokens = torch.tensor(sorted({0, *(token for part in ids for token in part)}), device=slope.device)
+    by_token = torch.zeros(len(tokens), slope.shape[-1], dtype=torch.float32, device=slope.device)
+    by_token.index_add_(0, torch.searchsorted(tokens, seen[-1][0].flatten()), slope.flatten(0, 1).float())
+    return _Trial(logps.detach(), by_token)
 
 
 @contextlib.contextmanager
