@@ -18,9 +18,9 @@ from schemas.pairs import BASE, REFERENCE
 from tests.tiny_world import completion_rows, pair_rows, publish, table, with_reference
 from trainers import contract
 from trainers.contract import MissingColumns, check, check_rows
-from trainers.objectives import find
+from trainers.loss import Reading, parse
 
-SIDES = ("chosen", "rejected")
+SIDES = Reading(("chosen", "rejected"), {})
 V7 = Version(Storage("data/v7"), cast(Manifest, {"version": "v7"}))  # what a refusal of its rows says of it
 
 
@@ -42,7 +42,7 @@ def test_missing_columns_name_the_flow_and_what_can_be_trained_as_is(
 ) -> None:
     monkeypatch.setenv("PREFDATA_ROOT", plain.root)
     with pytest.raises(MissingColumns) as refused:
-        check(plain, find("dpo"))
+        check(plain, parse("dpo", None, ()))
     assert str(refused.value) == (
         "--loss dpo reads ref_chosen_logps and ref_rejected_logps, which data version v1 does not have.\n"
         "Add them:  python -m flows.add_reference v1\n"
@@ -52,13 +52,13 @@ def test_missing_columns_name_the_flow_and_what_can_be_trained_as_is(
 
 @pytest.mark.parametrize("loss", ["orpo", "sft", "simpo"])
 def test_losses_without_a_reference_need_none(plain: Version, loss: str) -> None:
-    check(plain, find(loss))
+    check(plain, parse(loss, None, ()))
 
 
 def test_a_pair_loss_on_unpaired_rows_names_what_makes_pairs(demonstrations: Version) -> None:
-    check(demonstrations, find("sft"))
+    check(demonstrations, parse("sft", None, ()))
     with pytest.raises(MissingColumns) as refused:
-        check(demonstrations, find("orpo"))
+        check(demonstrations, parse("orpo", None, ()))
     assert "holds completions" in str(refused.value)
     assert "python -m flows.build_sapo_negatives v1" in str(refused.value)
     assert str(refused.value).endswith("one of: sft")
@@ -66,15 +66,15 @@ def test_a_pair_loss_on_unpaired_rows_names_what_makes_pairs(demonstrations: Ver
 
 def test_a_reference_without_a_name_is_refused_only_where_it_is_read(model: str, tmp_path: Path) -> None:
     version = publish(tmp_path, {"train": with_reference(table(pair_rows(3)), model)}, model, reference_model=None)
-    check(version, find("orpo"))
+    check(version, parse("orpo", None, ()))
     with pytest.raises(MissingColumns, match="does not say which model"):
-        check(version, find("dpo"))
+        check(version, parse("dpo", None, ()))
 
 
 def test_a_version_without_train_rows_is_refused(model: str, tmp_path: Path) -> None:
     version = publish(tmp_path, {"test": table(pair_rows(2))}, model)
     with pytest.raises(UserError, match="no train rows; it holds: test"):
-        check(version, find("sft"))
+        check(version, parse("sft", None, ()))
 
 
 def row(**changes: Any) -> Any:
@@ -155,8 +155,8 @@ def test_the_commands_that_errors_give_are_commands(plain: Version, demonstratio
     """Each is parsed by the flow that it names."""
     said = []
     for refuse in (
-        lambda: check(plain, find("dpo")),
-        lambda: check(demonstrations, find("orpo")),
+        lambda: check(plain, parse("dpo", None, ())),
+        lambda: check(demonstrations, parse("orpo", None, ())),
         lambda: check_rows(row(ref_chosen_logps=None), SIDES, V7),
         lambda: contract.check_tokenizer(plain, ["a difference"], "org/model"),
         lambda: contract.check_lengths(plain, 65, 64, "org/model"),
@@ -175,7 +175,7 @@ def test_the_commands_that_errors_give_find_a_version_below_another_root(model: 
     version = publish(root, {"train": table(pair_rows(2))}, model)
     unscored = version.table("train").append_column("ref_chosen_logps", pa.nulls(2, pa.float32()))
     for refuse in (
-        lambda: check(version, find("dpo")),
+        lambda: check(version, parse("dpo", None, ())),
         lambda: check_rows(unscored, SIDES, version),
         lambda: contract.check_tokenizer(version, ["a difference"], "org/model"),
         lambda: contract.check_lengths(version, 65, 64, "org/model"),
@@ -192,4 +192,4 @@ def test_the_default_root_is_not_spelt_out(model: str, tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     version = publish(tmp_path / "data", {"train": table(pair_rows(2))}, model)
     with pytest.raises(MissingColumns, match="add_reference v1\n"):
-        check(version, find("dpo"))
+        check(version, parse("dpo", None, ()))

@@ -21,12 +21,14 @@ from tests.tiny_models import save_tiny_model
 from tests.tiny_world import completion_rows, pair_rows, publish, save_model, table, with_reference
 from tests.trainer_world import Talk, rows_of, task_of, weights
 from trainers import agreement, data, policy, runs, schedule, steps
-from trainers.loop import Loop, step, sum_scored
+from trainers.loop import Loop, step
+from trainers.loss import Reading
 from trainers.objectives import OBJECTIVES
 from trainers.options import Options
 from trainers.processes import Processes
 from trainers.progress import Cadence
 from trainers.run import train
+from trainers.task import sum_scored
 
 LOSSES = pytest.mark.parametrize("loss", sorted(OBJECTIVES))
 
@@ -58,7 +60,7 @@ def test_rows_come_back_as_they_are_stored(version: Version, tmp_path: Path) -> 
 def test_rows_span_record_batches(version: Version) -> None:
     whole = version.table("train").combine_chunks()
     pieces = [whole.slice(start, 10).combine_chunks().to_batches()[0] for start in range(0, len(whole), 10)]
-    rows = data.Rows(pieces, ("chosen", "rejected"))
+    rows = data.Rows(pieces, Reading(("chosen", "rejected"), {}))
     assert [rows[place].row_id for place in range(len(rows))] == whole["row_id"].to_pylist()
     assert rows.longest == max(
         prompt + max(len(chosen), len(rejected))

@@ -20,10 +20,12 @@ from tests.tiny_models import save_llama
 from tests.tiny_world import completion_rows, publish, save_model, table
 from tests.trainer_world import Talk, weights
 from trainers import data, steps
-from trainers.loop import NotFinite, sum_scored
+from trainers.loop import NotFinite
+from trainers.loss import Reading
 from trainers.objectives import OBJECTIVES, ReferencedPair, find
 from trainers.options import Options
 from trainers.run import train
+from trainers.task import _summed
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_row(
@@ -44,7 +46,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_step_and_row(
     with pytest.raises(NotFinite) as stopped:
         train(options, say=Talk())
     assert "the loss is not finite at step 6" in str(stopped.value)
-    rows = data.load(find_version(options), "train", ReferencedPair, ".")
+    rows = data.load(find_version(options), "train", Reading.of("pairs", ReferencedPair), ".")
     picked = list(steps.EpochOrder(rows.lengths, 0, 8))[40:44]
     assert f"row {rows[picked[0]].row_id}." in str(stopped.value)
     assert (Path("runs/v1-dpo-1") / "checkpoint-4" / "model.safetensors").exists()
@@ -87,7 +89,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_update(
         def backward(_ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
             return grads[0] * math.inf
 
-    monkeypatch.setattr("trainers.loop.sum_scored", lambda logps, scored: Explodes.apply(sum_scored(logps, scored)))
+    monkeypatch.setattr("trainers.task._summed", lambda values, kept: Explodes.apply(_summed(values, kept)))
     with pytest.raises(NotFinite, match="the gradient is not finite at step 1"):
         train(options, say=Talk())
 

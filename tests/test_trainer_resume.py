@@ -23,7 +23,7 @@ from tests.trainer_world import Talk, stop_after, weights
 from trainers import plan as planning
 from trainers import policy, runs
 from trainers.loop import Loop
-from trainers.objectives import find
+from trainers.loss import parse
 from trainers.options import Options
 from trainers.processes import Processes
 from trainers.progress import Interrupt
@@ -244,7 +244,7 @@ def test_an_edited_template_is_another_run_and_a_renamed_one_is_not(
         renderer = Renderer.load(model, chat_template=str(first))
         asked = replace(options, chat_template=str(first))
         sources = Sources((version,))
-        return planning._config(asked, sources, find("dpo"), {}, models.describe(model), renderer, Processes())
+        return planning._config(asked, sources, parse("dpo", None, ()), models.describe(model), renderer, Processes())
 
     before = config()
     first.write_text("{# edited #}" + text)

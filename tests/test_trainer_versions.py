@@ -17,7 +17,7 @@ from prefdata.versions import Version
 from tests.tiny_world import completion_rows, pair_rows, publish, save_model, table, with_reference
 from tests.trainer_world import Talk, stop_after, weights
 from trainers import sources
-from trainers.objectives import find
+from trainers.loss import parse
 from trainers.options import Options
 from trainers.overlap import Overlap
 from trainers.run import train
@@ -49,7 +49,7 @@ def options(**changes: Any) -> Options:
 
 def read(folder: Path, split: str = "train", data: str = "v1,v2") -> tuple[list[str], Overlap]:
     """The ids of the rows that a run would read."""
-    objective = find("dpo")
+    objective = parse("dpo", None, ())
     parts, left = sources.rows(sources.find(data, objective, None), split, objective, folder)
     return [rows[place].row_id for rows in parts.values() for place in range(len(rows))], left
 
@@ -247,11 +247,11 @@ def test_a_reference_is_its_weights_settings_and_precision(make: Publish, change
     one, other = make(pair_rows(3, seed=1)), make(pair_rows(3, seed=2))
     reference = cast(dict[str, Any], other.manifest["reference"])
     elsewhere = Version(other.storage, cast(Any, other.manifest | {"reference": reference | {"name": "moved"}}))
-    sources.check(sources.Sources((one, elsewhere)), find("dpo"))
+    sources.check(sources.Sources((one, elsewhere)), parse("dpo", None, ()))
     differs = Version(other.storage, cast(Any, other.manifest | {"reference": reference | changed}))
     with pytest.raises(UserError, match="v1 and v2 cannot be trained on together: --loss dpo reads the reference"):
-        sources.check(sources.Sources((one, differs)), find("dpo"))
-    sources.check(sources.Sources((one, differs)), find("orpo"))
+        sources.check(sources.Sources((one, differs)), parse("dpo", None, ()))
+    sources.check(sources.Sources((one, differs)), parse("orpo", None, ()))
     assert sources.Sources((elsewhere,)).describe() != sources.Sources((differs,)).describe()
 
 

@@ -16,9 +16,9 @@ from prefdata import models
 from prefdata.versions import Version
 from tests.tiny_world import pair_rows, publish, save_model, table, with_reference
 from trainers import data, run
-from trainers.loop import Task
-from trainers.objectives import find
+from trainers.loss import parse
 from trainers.options import Options
+from trainers.task import Task
 
 
 @dataclass(frozen=True)
@@ -81,13 +81,12 @@ def weights(folder: str | Path) -> dict[str, torch.Tensor]:
 
 def rows_of(version: Version, loss: str, folder: Path, split: str = "train") -> data.Rows:
     """A split as a loss reads it."""
-    return data.load(version, split, find(loss).batch, folder)
+    return data.load(version, split, parse(loss, None, ()).reading(version.kind), folder)
 
 
 def task_of(loss: str, kind: str = "pairs") -> Task:
     """A loss with its knobs as they are unless set."""
-    objective = find(loss)
-    return Task(objective, {name: knob.default for name, knob in objective.knobs.items()}, kind)
+    return Task(parse(loss, None, ()), kind)
 
 
 # -- runs in processes of their own, which can be killed -----------------------------------------------------------

@@ -80,7 +80,7 @@ def step_zero(plan: "Plan", model: Any, loop: "Loop", say: Say) -> None:
 
 
 def _of_version(plan: "Plan", version: Version, model: Any, loop: "Loop") -> Agreement | None:
-    sides = tuple(plan.objective.batch.sides[version.kind].values())
+    sides = plan.loss.reading(version.kind).sides
     rows = probe(version, version.splits[-1], sides)
     reference = version.manifest["reference"]
     if rows is None or not reference:

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -16,30 +17,50 @@ from prefdata.errors import UserError
 from prefdata.storage import Storage
 from prefdata.versions import Version
 from schemas.stats import POSITIVE_LOGP
+from trainers.loss import Loss, Reading
 from trainers.objectives import OBJECTIVES, Objective
+from trainers.objectives.batch import Value
 
 
 class MissingColumns(UserError):
     """The version lacks something that the objective reads."""
 
 
-def check(version: Version, objective: Objective) -> None:
-    """MissingColumns if the version's kind or columns do not serve the objective."""
+# how a version comes to hold a column: (what begins its name, the flow and its arguments after the version)
+_ADDED_BY = (
+    ("ref_", ("add_reference",)),
+    ("prompt_embedding", ("add_reference", "--embeddings", "MODEL")),
+    ("partner", ("build_unpaired",)),
+    ("chosen_score", ("build_paired",)),
+    ("rejected_score", ("build_paired",)),
+    ("score", ("score_rewards",)),
+    ("label", ("build_unpaired",)),
+)
+_MADE_BY = {"pairs": "build_sapo_negatives"}
+
+
+def check(version: Version, loss: Loss) -> None:
+    """MissingColumns if the version's kind or columns do not serve every term of the loss."""
     if "train" not in version.splits:
         raise UserError(
             f"data version {version.name} has no train rows; it holds: {', '.join(version.splits) or 'none'}."
         )
+    for objective in loss.objectives:
+        _check_term(version, objective)
+
+
+def _check_term(version: Version, objective: Objective) -> None:
     usable = usable_losses(version.kind, version.columns())
     if version.kind not in objective.batch.sides:
         raise MissingColumns(
             f"--loss {objective.name} reads {' or '.join(objective.batch.sides)}, and data version {version.name} holds"
-            f" {version.kind}.\n{_makes_kind(version)}\n{_as_it_is(version.name, usable)}"
+            f" {version.kind}.\n{_makes_kind(version, objective)}{_as_it_is(version.name, usable)}"
         )
     missing = missing_columns(version.columns(), objective)
     if missing:
         raise MissingColumns(
             f"--loss {objective.name} reads {' and '.join(missing)}, which data version {version.name} does not have.\n"
-            f"Add them:  {scores(version)}\n{_as_it_is(version.name, usable)}"
+            f"{_adds(version, missing)}{_as_it_is(version.name, usable)}"
         )
     if objective.batch.referenced and not version.manifest["reference"]:
         raise MissingColumns(
@@ -51,7 +72,8 @@ def check(version: Version, objective: Objective) -> None:
 
 def missing_columns(columns: Sequence[str], objective: Objective) -> list[str]:
     """What the objective reads and the version lacks."""
-    return [name for name in objective.batch.columns if name not in columns]
+    needed = (value.column for value in objective.batch.values.values() if value.default is None)
+    return [name for name in dict.fromkeys((*objective.batch.columns, *needed)) if name not in columns]
 
 
 def usable_losses(kind: str, columns: Sequence[str]) -> list[str]:
@@ -94,19 +116,61 @@ def check_ids(version: Version, largest: int, known: int | None, model: str) -> 
         )
 
 
-def check_rows(rows: pa.Table, sides: Sequence[str], version: Version) -> None:
-    """UserError if a row can't be trained on: nothing scored, a count that is not the mask's, or a bad log-prob."""
+def check_rows(rows: pa.Table, reading: Reading, version: Version) -> None:
+    """UserError if a row can't be trained on: nothing scored, a count that is not the mask's, a bad log-prob or number."""
     _refuse(
         rows,
         pc.less(pc.list_value_length(rows["prompt_ids"]), 1),
         version.name,
         "prompt_ids is empty, so nothing predicts the answer",
     )
-    for side in sides:
+    for side in reading.sides:
         _check_counts(rows, side, version.name)
         for name in (f"ref_{side}_token_logps", f"ref_{side}_logps"):
             if name in rows.column_names:
                 _check_logps(rows, name, version)
+    for value in reading.values.values():
+        if value.column in rows.column_names:
+            _check_value(rows, value, version)
+    for rule in reading.rules:
+        _refuse(rows, rule.bad(rows), version.name, rule.what, rule.then)
+
+
+def check_classes(labels: Any, loss: Loss, name: str) -> None:
+    """UserError if a loss that tells two classes apart would see but one of them."""
+    needing = [objective for objective in loss.objectives if objective.batch.both]
+    found = pc.unique(labels).to_pylist() if needing and len(labels) else [True, False]
+    if len(found) < 2:
+        column, only = needing[0].batch.both, str(found[0]).lower()
+        raise UserError(
+            f"every train row of data version {name} has the {column} {only}, and --loss {needing[0].name} learns from how"
+            " the two differ. Add rows of the other, or imitate the good ones with --loss sft."
+        )
+
+
+def _check_value(rows: pa.Table, value: Value, version: Version) -> None:
+    """A number that is there is finite; one that must be there is; vectors are equally long and not 0."""
+    column = rows[value.column]
+    if value.default is None:
+        _refuse(rows, pc.is_null(column), version.name, f"{value.column} is missing", _added_by(version, value.column))
+    if pa.types.is_boolean(column.type):
+        return
+    if pa.types.is_list(column.type):
+        lengths = pc.list_value_length(column)
+        _refuse(
+            rows, pc.not_equal(lengths, lengths[0]), version.name, f"{value.column} has another length than in others"
+        )
+        column = column.combine_chunks()
+        sizes = np.sqrt(np.bincount(pc.list_parent_indices(column), np.square(column.flatten()), minlength=len(column)))
+        bad: Any = pa.array(~(np.isfinite(sizes) & (sizes > 0)))
+        _refuse(rows, bad, version.name, f"{value.column} is 0 or not finite", _added_by(version, value.column))
+        return
+    if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+        raise UserError(
+            f"column {value.column} of data version {version.name} is {column.type}, and a number is needed; build the"
+            " version again"
+        )
+    _refuse(rows, pc.invert(pc.is_finite(column)), version.name, f"{value.column} is not finite")
 
 
 def _check_counts(rows: pa.Table, side: str, version: str) -> None:
@@ -183,8 +247,24 @@ def scores(version: Version, model: str | None = None) -> str:
     return _flow(version, "add_reference", version.name, *(() if model is None else ("--model", model)))
 
 
-def _makes_kind(version: Version) -> str:
-    return f"Make pairs from it:  {_flow(version, 'build_sapo_negatives', version.name)}"
+def _makes_kind(version: Version, objective: Objective) -> str:
+    for kind in objective.batch.sides:
+        if kind in _MADE_BY:
+            return f"Make {kind} from it:  {_flow(version, _MADE_BY[kind], version.name)}\n"
+    return ""
+
+
+def _adds(version: Version, missing: Sequence[str]) -> str:
+    """The commands that add what is missing, each once."""
+    commands = dict.fromkeys(_added_by(version, name) for name in missing)
+    return f"Add them:  {'  and  '.join(commands)}\n"
+
+
+def _added_by(version: Version, column: str) -> str:
+    for begins, (flow, *arguments) in _ADDED_BY:
+        if column.startswith(begins):
+            return _flow(version, flow, version.name, *arguments)
+    return "build the version again"
 
 
 def _flow(version: Version, flow: str, *arguments: str) -> str:

@@ -6,13 +6,14 @@ grow with the version. The file is unlinked as soon as it is open: nothing is le
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -20,7 +21,8 @@ from torch.utils.data import Dataset
 from prefdata.logprobs import Tree
 from prefdata.versions import Version
 from trainers import contract
-from trainers.objectives import Batch
+from trainers.loss import Reading
+from trainers.objectives.batch import Value
 from trainers.precision import widest
 from trainers.runs import SPOOL
 
@@ -37,42 +39,57 @@ class Side:
     scored: np.ndarray[Any, np.dtype[np.bool_]]
     tokens: int
     reference: float | None  # nats, summed over the scored tokens in float64; None: not read
+    token_reference: np.ndarray[Any, np.dtype[np.float32]] | None = None  # nats; None: not read
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: a prompt and the completions that the objective reads, in the order of its fields."""
+    """One row: a prompt, the completions that the loss reads, and what else it reads of the row."""
 
     row_id: str
     prompt_ids: np.ndarray[Any, np.dtype[np.int32]]
     sides: tuple[Side, ...]
+    names: tuple[str, ...]  # of the sides
+    values: Mapping[str, Any]  # by column: numbers, truth values, vectors
+    is_group: bool = False  # whether the sides are rows of the version themselves, and values hold one of each
 
 
 @dataclass(frozen=True)
 class RowBatch:
     """A micro-batch: what the forward reads, and what the loss is made from beside it.
 
-    Branches run tree by tree (row 0's sides, row 1's sides, ...); the tensors are (B, sides).
+    The S branches run tree by tree (row 0's sides, row 1's sides, ...).
     """
 
     row_ids: tuple[str, ...]
     trees: tuple[Tree, ...]
-    scored: Tensor  # (B * sides, longest) bool, which tokens of each branch are scored
-    tokens: Tensor  # (B, sides) int64, how many those are
-    reference: Tensor | None  # (B, sides) float64, nats
+    names: tuple[str, ...]  # of the sides of every row
+    scored: Tensor  # (S, longest) bool, which tokens of each branch are scored
+    tokens: Tensor  # (S,) int64, how many those are
+    reference: Tensor | None  # (S,) float64, nats
+    token_reference: Tensor | None = None  # (S, longest) float64, nats
+    values: Mapping[str, Tensor] = field(default_factory=dict)  # by column, (B,) or (B, size); of groups (S,)
 
     def __len__(self) -> int:
         return len(self.row_ids)
 
+    @property
+    def counts(self) -> list[int]:
+        """Branches of each row."""
+        return [len(tree.branches) for tree in self.trees]
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> "RowBatch":
         """The same batch with its tensors on a device."""
-        moved: dict[str, Tensor] = {}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, Tensor):
-                dtype = widest(device) if value.is_floating_point() else value.dtype
-                moved[field.name] = value.to(dtype).to(device, non_blocking=non_blocking)
-        return replace(self, **moved)  # type: ignore[arg-type]
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: moved(each) for name, each in value.items()}
+            if not isinstance(value, Tensor):
+                return value
+            dtype = widest(device) if value.is_floating_point() else value.dtype
+            return value.to(dtype).to(device, non_blocking=non_blocking)
+
+        return replace(self, **{each.name: moved(getattr(self, each.name)) for each in fields(self)})
 
     @property
     def all_tokens(self) -> int:
@@ -83,14 +100,14 @@ class RowBatch:
 class Rows(Dataset[Row]):
     """Random access to rows held in Arrow record batches."""
 
-    def __init__(self, batches: Sequence[pa.RecordBatch], sides: Sequence[str]) -> None:
-        self.sides = tuple(sides)
-        self._hold([_Chunk(batch, self.sides) for batch in batches if batch.num_rows])
+    def __init__(self, batches: Sequence[pa.RecordBatch], reading: Reading) -> None:
+        self.reading = reading
+        self._hold([_Chunk(batch, reading) for batch in batches if batch.num_rows])
 
     @classmethod
     def joined(cls, parts: Sequence["Rows"]) -> "Rows":
         """The rows of all parts, one after another."""
-        whole = cls((), parts[0].sides)
+        whole = cls((), parts[0].reading)
         whole._hold(list(chain.from_iterable(part._chunks for part in parts)))
         return whole
 
@@ -100,6 +117,10 @@ class Rows(Dataset[Row]):
         self.lengths = np.concatenate([chunk.lengths for chunk in chunks] or [np.zeros(0, np.int64)])
         self.longest = max((chunk.longest for chunk in chunks), default=0)
         self.largest_id = max((chunk.largest_id for chunk in chunks), default=0)
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column of all rows."""
+        return pa.chunked_array([chunk.batch[name] for chunk in self._chunks])
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if self._chunks else 0
@@ -111,51 +132,71 @@ class Rows(Dataset[Row]):
 
 
 def load(
-    version: Version, split: str, batch: type[Batch], folder: str | os.PathLike[str], *, keep: Mask | None = None
+    version: Version, split: str, reading: Reading, folder: str | os.PathLike[str], *, keep: Mask | None = None
 ) -> Rows:
-    """The rows of a split as the objective's batch type reads them, every one checked; spooled through `folder`.
+    """The rows of a split as a loss reads them, every one checked; spooled through `folder`.
 
     `keep` says of each row of the split whether it is read at all.
     """
-    sides = tuple(batch.sides[version.kind].values())
-    tables = _kept(version, split, columns(version.columns(), sides, referenced=batch.referenced), keep)
-    return Rows(_spool(_checked(tables, sides, version), folder), sides)
+    tables = _kept(version, split, columns(version.columns(), reading), keep)
+    return Rows(_spool(_checked(tables, reading, version), folder), reading)
 
 
-def columns(present: Sequence[str], sides: Sequence[str], *, referenced: bool) -> list[str]:
+def columns(present: Sequence[str], reading: Reading) -> list[str]:
     """The columns to read: required ones by name, optional ones if present."""
     names = ["row_id", "prompt_ids"]
-    for side in sides:
+    if reading.grouped:
+        names.append("prompt_id")
+    for side in reading.sides:
         names += [f"{side}_ids", f"{side}_tokens"]
         optional = [f"{side}_loss_mask"]
-        if referenced:
+        if reading.referenced:
             optional += [f"ref_{side}_token_logps", f"ref_{side}_logps"]
         names += [name for name in optional if name in present]
+    names += [name for name, value in reading.values.items() if value.default is None or name in present]
     return names
 
 
 def collate(rows: Sequence[Row]) -> RowBatch:
     """Rows to a micro-batch, which may be empty."""
     branches = [side for row in rows for side in row.sides]
-    scored = np.zeros((len(branches), max((len(side.ids) for side in branches), default=0)), np.bool_)
+    longest = max((len(side.ids) for side in branches), default=0)
+    scored = np.zeros((len(branches), longest), np.bool_)
     for place, side in enumerate(branches):
         scored[place, : len(side.ids)] = side.scored
-    shape = (len(rows), len(rows[0].sides) if rows else 0)
-    reference = None
-    if branches and branches[0].reference is not None:
-        reference = torch.tensor([side.reference for side in branches], dtype=torch.float64).reshape(shape)
+    reference = [side.reference for side in branches if side.reference is not None]
     return RowBatch(
         row_ids=tuple(row.row_id for row in rows),
         trees=tuple(Tree(row.prompt_ids, [side.ids for side in row.sides]) for row in rows),
+        names=rows[0].names if rows else (),
         scored=torch.from_numpy(scored),
-        tokens=torch.tensor([side.tokens for side in branches], dtype=torch.int64).reshape(shape),
-        reference=reference,
+        tokens=torch.tensor([side.tokens for side in branches], dtype=torch.int64),
+        reference=torch.tensor(reference, dtype=torch.float64) if reference else None,
+        token_reference=_padded([side.token_reference for side in branches], longest),
+        values=_values(rows),
     )
 
 
-def each_row(batch: pa.RecordBatch, sides: Sequence[str]) -> Iterator[Row]:
+def _padded(parts: Sequence[np.ndarray[Any, Any] | None], longest: int) -> Tensor | None:
+    if not parts or parts[0] is None:
+        return None
+    padded = np.zeros((len(parts), longest), np.float64)
+    for place, part in enumerate(parts):
+        assert part is not None
+        padded[place, : len(part)] = part
+    return torch.from_numpy(padded)
+
+
+def _values(rows: Sequence[Row]) -> dict[str, Tensor]:
+    names = rows[0].values if rows else ()
+    found = {name: np.asarray([row.values[name] for row in rows]) for name in names if not rows[0].is_group}
+    found |= {name: np.concatenate([row.values[name] for row in rows]) for name in names if rows[0].is_group}
+    return {name: torch.from_numpy(values) for name, values in found.items()}
+
+
+def each_row(batch: pa.RecordBatch, reading: Reading) -> Iterator[Row]:
     """The rows of one record batch, in order."""
-    chunk = _Chunk(batch, sides)
+    chunk = _Chunk(batch, reading)
     return map(chunk.row, range(len(chunk)))
 
 
@@ -166,9 +207,9 @@ def _kept(version: Version, split: str, names: Sequence[str], keep: Mask | None)
         start += len(table)
 
 
-def _checked(tables: Iterator[pa.Table], sides: Sequence[str], version: Version) -> Iterator[pa.Table]:
+def _checked(tables: Iterator[pa.Table], reading: Reading, version: Version) -> Iterator[pa.Table]:
     for table in tables:
-        contract.check_rows(table, sides, version)
+        contract.check_rows(table, reading, version)
         yield table
 
 
@@ -211,10 +252,12 @@ class _Lists:
 class _Chunk:
     """One record batch."""
 
-    def __init__(self, batch: pa.RecordBatch, sides: Sequence[str]) -> None:
-        self._ids = batch["row_id"]
+    def __init__(self, batch: pa.RecordBatch, reading: Reading) -> None:
+        self.batch = batch
+        self._reading = reading
         self._prompts = _Lists(batch["prompt_ids"])
-        self._sides = [_Column(batch, side) for side in sides]
+        self._sides = [_Column(batch, side, tokenwise=reading.partial) for side in reading.sides]
+        self._values = {name: _numbers(batch, value) for name, value in reading.values.items()}
         prompts = self._prompts.lengths
         self.lengths = prompts + sum(column.ids.lengths for column in self._sides)
         self.longest = max(int((prompts + column.ids.lengths).max()) for column in self._sides)
@@ -223,20 +266,36 @@ class _Chunk:
         )
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return int(self.batch.num_rows)
 
     def row(self, place: int) -> Row:
         return Row(
-            row_id=self._ids[place].as_py(),
+            row_id=self.batch["row_id"][place].as_py(),
             prompt_ids=self._prompts[place],
             sides=tuple(column.side(place) for column in self._sides),
+            names=self._reading.sides,
+            values={name: values[place] for name, values in self._values.items()},
         )
+
+
+def _numbers(batch: pa.RecordBatch, value: Value) -> np.ndarray[Any, Any]:
+    """A column of numbers as float64, of truth values as bool, of vectors as float32 (rows, size)."""
+    if value.column not in batch.schema.names:
+        return np.full(batch.num_rows, value.default, np.float64)
+    column = batch[value.column]
+    if pa.types.is_list(column.type):
+        flat = np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32)
+        return flat.reshape(batch.num_rows, -1)
+    if pa.types.is_boolean(column.type):
+        return np.asarray(column.to_numpy(zero_copy_only=False), np.bool_)
+    filled = column if value.default is None else pc.fill_null(column, value.default)
+    return np.asarray(filled.cast(pa.float64()).to_numpy(zero_copy_only=False))
 
 
 class _Column:
     """The columns of one side."""
 
-    def __init__(self, batch: pa.RecordBatch, side: str) -> None:
+    def __init__(self, batch: pa.RecordBatch, side: str, *, tokenwise: bool) -> None:
         names = batch.schema.names
 
         def lists(name: str) -> _Lists | None:
@@ -246,6 +305,7 @@ class _Column:
         self.tokens = batch[f"{side}_tokens"].to_numpy()
         self.mask = lists(f"{side}_loss_mask")
         self.token_logps = lists(f"ref_{side}_token_logps")
+        self.tokenwise = tokenwise
         sums = f"ref_{side}_logps"
         self.logps = batch[sums].to_numpy(zero_copy_only=False) if sums in names else None
 
@@ -253,10 +313,17 @@ class _Column:
         ids = self.ids[place]
         masked = self.mask is not None and self.mask.present[place]
         scored = self.mask[place] if self.mask is not None and masked else np.ones(len(ids), np.bool_)
-        return Side(ids, scored, int(self.tokens[place]), self._reference(place, scored))
+        by_token = self.token_logps[place] if self.token_logps is not None else None
+        return Side(
+            ids=ids,
+            scored=scored,
+            tokens=int(self.tokens[place]),
+            reference=self._reference(place, scored, by_token),
+            token_reference=by_token if self.tokenwise else None,
+        )
 
-    def _reference(self, place: int, scored: Any) -> float | None:
+    def _reference(self, place: int, scored: Any, by_token: Any) -> float | None:
         """The per-token values summed in float64, as the policy's are, so that the difference cancels exactly."""
-        if self.token_logps is not None:
-            return float(self.token_logps[place][scored].sum(dtype=np.float64))
+        if by_token is not None:
+            return float(by_token[scored].sum(dtype=np.float64))
         return None if self.logps is None else float(self.logps[place])

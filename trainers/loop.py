@@ -6,14 +6,13 @@ micro-batches and processes before the first forward, so accumulation changes no
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerState, TrainingArguments
 from typing_extensions import override
 
@@ -22,13 +21,15 @@ from prefdata.errors import UserError
 from prefdata.logprobs import Tree
 from trainers import checkpoints, lora
 from trainers.data import RowBatch, Rows, collate
+from trainers.groups import Groups
 from trainers.metrics import Tally, measure
-from trainers.objectives import Batch, Objective
+from trainers.pools import Pools
 from trainers.precision import autocast, widest
 from trainers.processes import Processes
 from trainers.progress import Cadence
 from trainers.runs import saving
 from trainers.steps import EpochOrder, Loader, MicroBatches, Step
+from trainers.task import Part, Pooling, Task, alone, count_items
 
 
 class NotFinite(UserError):
@@ -36,65 +37,38 @@ class NotFinite(UserError):
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is minimised: an objective, its knobs, and the kind of version it reads."""
-
-    objective: Objective
-    knobs: Mapping[str, Any]
-    kind: str
-
-    def batch(self, rows: RowBatch, logps: Sequence[Tensor]) -> Batch:
-        """The objective's own batch type, from per-token log-probs under the policy."""
-        contract = self.objective.batch
-        sums = sum_scored(logps, rows.scored).reshape(rows.tokens.shape)
-        fields: dict[str, Tensor] = {}
-        for place, name in enumerate(contract.sides[self.kind]):
-            fields[name] = sums[:, place]
-            fields[f"{name}_tokens"] = rows.tokens[:, place]
-            if contract.referenced:
-                assert rows.reference is not None, "the contract check lets no such version through"
-                fields[f"ref_{name}"] = rows.reference[:, place]
-        return contract(**fields)
-
-    def losses(self, batch: Batch) -> Tensor:
-        """(B,) losses, not reduced."""
-        return self.objective.loss(batch, **self.knobs)
-
-    def items(self, rows: RowBatch) -> int:
-        """What the summed losses of a micro-batch are counted in."""
-        return len(rows) if self.objective.reduction == "rows" else int(rows.tokens.sum())
-
-
-@dataclass(frozen=True)
 class Outcome:
     """One micro-batch's losses and metrics."""
 
-    losses: Tensor  # (B,) with gradient
+    parts: Sequence[Part]
     tally: Tally  # the loss among them
 
+    @property
+    def losses(self) -> Tensor:
+        """(B,) with gradient: of each row, the weighted sum of its terms."""
+        return torch.stack([part.term.weight * part.losses for part in self.parts]).sum(0)
 
-def sum_scored(logps: Sequence[Tensor], scored: Tensor) -> Tensor:
-    """Sums over each branch's scored tokens, in float64 where the device has it.
-
-    Two sums of a thousand nats each are subtracted later; in float32 that alone would cost 1e-4.
-    """
-    padded = torch.nn.utils.rnn.pad_sequence(list(logps), batch_first=True)
-    kept = torch.where(scored, padded, 0.0)
-    return kept.sum(dim=1, dtype=widest(kept.device))
+    def share(self, items: Sequence[Any]) -> Tensor:
+        """Of a loss that counts so many items for each term."""
+        return torch.stack(
+            [part.term.weight * part.losses.sum() / count for part, count in zip(self.parts, items, strict=True)]
+        ).sum()
 
 
-def step(model: Any, rows: RowBatch, task: Task, *, extras: bool = True) -> Outcome:
+def step(model: Any, rows: RowBatch, task: Task, *, extras: bool = True, pooling: Pooling = alone) -> Outcome:
     """Forward, losses and metrics of a micro-batch. `extras`: entropy and accuracy of tokens too, which cost a softmax."""
     scores = logprobs.forward(model, rows.trees, extras=extras)
-    batch = task.batch(rows, scores.logps)
-    losses = task.losses(batch)
-    tally = measure(batch, task.objective, task.knobs)
+    parts = task.parts(rows, scores.logps, pooling)
+    tally = Tally()
+    for part in parts:
+        tally.update(measure(part.batch, part.term.objective, part.term.knobs))
+        name = "loss" if len(parts) == 1 else f"loss/{part.term.objective.name}"
+        tally.add(name, float(part.losses.detach().sum()), part.items)
     for name, values in (("entropy", scores.entropies), ("mean_token_accuracy", scores.hits)):
         if values is not None:
             scored = _scored(values, rows.scored)
             tally.add(name, float(scored.sum(dtype=widest(scored.device))), scored.numel())
-    tally.add("loss", float(losses.detach().sum()), task.items(rows))
-    return Outcome(losses, tally)
+    return Outcome(parts, tally)
 
 
 def idle(model: Any) -> Tensor:
@@ -116,8 +90,8 @@ class Loop(Trainer):
         args: TrainingArguments,
         *,
         task: Task,
-        train_rows: Rows,
-        test_rows: Rows | None,
+        train_rows: Rows | Groups,
+        test_rows: Rows | Groups | None,
         cadence: Cadence,
         accumulate: int = 1,
         batch_tokens: int | None = None,
@@ -141,6 +115,8 @@ class Loop(Trainer):
         self.bfloat16 = bfloat16
         self.tokenizer = tokenizer
         self.processes = processes or Processes()
+        self.pools = Pools(self.processes)
+        self.add_callback(self.pools)
         self._tally = Tally()
         self._window: tuple[RowBatch, ...] = ()
         self._not_finite: list[str] = []  # rows of this step, in this process
@@ -152,7 +128,7 @@ class Loop(Trainer):
     def get_train_dataloader(self) -> Loader:
         """This process's share of the rows; Trainer's own would read rows twice to give all processes equally many."""
         rows, args, processes = self.train_dataset, self.args, self.processes
-        assert isinstance(rows, Rows)
+        assert isinstance(rows, Rows | Groups)
         rows_per_step = args.train_batch_size * self.accumulate * processes.size
         order = EpochOrder(rows.lengths, args.data_seed if args.data_seed is not None else args.seed, rows_per_step)
         share = MicroBatches(
@@ -162,12 +138,12 @@ class Loop(Trainer):
 
     @override
     def _get_num_items_in_batch(self, batch_samples: list[Step], device: torch.device) -> Tensor | None:
-        """Rows or scored tokens of the whole step, over all micro-batches and processes."""
+        """(terms,) rows or scored tokens of the whole step, over all micro-batches and processes."""
         if not batch_samples:
             return None
         (own,) = batch_samples
         self._window = own.batches
-        items = torch.tensor(sum(self.task.items(batch) for batch in own.batches), device=device)
+        items = torch.tensor(count_items(self.task, own.batches), device=device)
         return self.accelerator.reduce(items, reduction="sum") if self.processes.size > 1 else items
 
     @override
@@ -202,14 +178,15 @@ class Loop(Trainer):
     ) -> Any:
         """This micro-batch's share of the step's loss."""
         if not len(inputs):
+            self.task.wait(self.pools, self.args.device)
             return idle(model)
         shown = self.cadence.logs(self.state.global_step + 1, self.state.max_steps)
-        outcome = step(model, inputs, self.task, extras=shown)
+        outcome = step(model, inputs, self.task, extras=shown, pooling=self.pools)
         self._note_not_finite(outcome.losses, inputs)
         self._tally.update(outcome.tally)
-        items = self.task.items(inputs) if num_items_in_batch is None else num_items_in_batch
+        items = count_items(self.task, [inputs]) if num_items_in_batch is None else num_items_in_batch
         # gradients are averaged over processes, and this is a share of a sum
-        return (outcome.losses.sum() / items).float() * self.processes.size
+        return outcome.share(items).float() * self.processes.size  # type: ignore[arg-type]
 
     @override
     def autocast_smart_context_manager(
@@ -270,7 +247,7 @@ class Loop(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the means since the last line to a training line."""
         if "loss" in logs:
-            logs = {**logs, **Tally.joined(self.processes.gather(self._tally)).means()}
+            logs = {**logs, **self.task.total(Tally.joined(self.processes.gather(self._tally)).means())}
             self._tally = Tally()
         super().log(logs, start_time)
 
@@ -287,9 +264,9 @@ class Loop(Trainer):
             self.task,
             self.args.eval_batch_size,
             self.autocast_smart_context_manager(),
-            self.processes,
+            self.pools,
         )
-        means = tally.means()
+        means = self.task.total(tally.means())
         metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
         self.log(dict(metrics))
         if not math.isfinite(means["loss"]):
@@ -304,6 +281,11 @@ class Loop(Trainer):
         """Weights and history of a checkpoint, without training on."""
         self.load_weights(checkpoint)
         self.state = TrainerState.load_from_json(str(checkpoint / checkpoints.STATE))
+
+    @override
+    def _load_callback_state(self) -> None:
+        """What the checkpoint that is gone on from remembers of pooled means; nothing else here has such a state."""
+        self.pools.take(self.state.stateful_callbacks)  # type: ignore[arg-type]  # a dict since it was read
 
     def load_weights(self, checkpoint: Path) -> None:
         """The weights of a checkpoint."""
@@ -349,30 +331,29 @@ class Loop(Trainer):
 
 def evaluate(
     model: Any,
-    rows: Rows,
+    rows: Rows | Groups,
     task: Task,
     batch_size: int,
     context: contextlib.AbstractContextManager[Any],
-    processes: Processes | None = None,
+    pools: Pools | None = None,
 ) -> Tally:
     """Sums over all rows, each scored by one of the processes, longest first: if memory runs out, it does so at the start."""
-    those = processes or Processes()
+    pools = pools or Pools()
+    those, device = pools.processes, next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda place: (-int(rows.lengths[place]), place))
-    loader = DataLoader(
-        rows,
-        batch_size=batch_size,
-        sampler=order[those.rank :: those.size],
-        collate_fn=collate,
-        generator=torch.Generator(),  # a seed is drawn from it, which must not move the draws of dropout
-    )
-    device = next(model.parameters()).device
+    width = batch_size * those.size
     tally = Tally()
     training = model.training
     model.eval()
     try:
         with torch.no_grad(), context:
-            for batch in loader:
-                tally.update(step(model, batch.to(device), task).tally)
+            for start in range(0, len(order), width):
+                own = order[start : start + width][those.rank :: those.size]
+                if own:
+                    batch = collate([rows[place] for place in own])
+                    tally.update(step(model, batch.to(device), task, pooling=pools).tally)
+                else:
+                    task.wait(pools, device)
     finally:
         model.train(training)
     return Tally.joined(those.gather(tally))

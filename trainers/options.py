@@ -12,6 +12,7 @@ class Options:
 
     data: str  # one version, or several with commas between them
     loss: str
+    weights: str | None = None  # of the terms of a loss, with commas between them; None: all 1
     set: tuple[str, ...] = ()  # knobs of the loss, NAME=VALUE
     model: str | None = None  # the policy to start from
     chat_template: str | None = None  # FILE, plain, or version; None: the model's own

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from prefdata.errors import UserError
 from prefdata.versions import Version
 from trainers import data
-from trainers.objectives import Objective
+from trainers.loss import Loss, Reading
 
 if TYPE_CHECKING:
     from trainers.sources import Sources
@@ -40,7 +40,7 @@ class Overlap:
             )
 
 
-def masks(sources: "Sources", split: str, objective: Objective) -> tuple[dict[Version, data.Mask], Overlap]:
+def masks(sources: "Sources", split: str, loss: Loss) -> tuple[dict[Version, data.Mask], Overlap]:
     """For each version, which of the split's rows are read; nothing to decide for a single one.
 
     UserError if two versions hold one row with other tokens, or with others of them scored.
@@ -51,7 +51,7 @@ def masks(sources: "Sources", split: str, objective: Objective) -> tuple[dict[Ve
     seen: list[pa.Table] = []  # the rows of the versions before
     repeated = held_out = contradicting = 0
     for version in sources.holding(split):
-        facts = _facts(version, split, objective)
+        facts = _facts(version, split, loss)
         tested = _among(facts["prompt_id"], _held_out(sources, version) if split == "train" else [])
         again = _among(facts["row_id"], _chunks(seen, "row_id")) & ~tested
         changed = again & ~_among(facts["content"], _chunks(seen, "content"))
@@ -65,20 +65,20 @@ def masks(sources: "Sources", split: str, objective: Objective) -> tuple[dict[Ve
     return kept, Overlap(repeated, held_out, contradicting)
 
 
-def _facts(version: Version, split: str, objective: Objective) -> pa.Table:
+def _facts(version: Version, split: str, loss: Loss) -> pa.Table:
     """Of every row its ids; as hashes its content (tokens, and which are scored), its two answers in order, and reversed.
 
     The last two are null for a loss that compares no answers.
     """
-    sides = tuple(objective.batch.sides[version.kind].values())
-    names = ["prompt_id", *data.columns(version.columns(), sides, referenced=False)]
-    parts = [_facts_of(table, sides) for table in version.batches(split, columns=names, rows=data.ROWS_PER_BATCH)]
+    reading = Reading(loss.reading(version.kind).sides, {})
+    names = ["prompt_id", *data.columns(version.columns(), reading)]
+    parts = [_facts_of(table, reading) for table in version.batches(split, columns=names, rows=data.ROWS_PER_BATCH)]
     return pa.concat_tables(parts)
 
 
-def _facts_of(table: pa.Table, sides: Sequence[str]) -> pa.Table:
+def _facts_of(table: pa.Table, reading: Reading) -> pa.Table:
     hashed: dict[str, list[bytes | None]] = {"content": [], "answers": [], "reversed": []}
-    rows = chain.from_iterable(map(data.each_row, table.combine_chunks().to_batches(), repeat(sides)))
+    rows = chain.from_iterable(map(data.each_row, table.combine_chunks().to_batches(), repeat(reading)))
     for prompt_id, row in zip(table["prompt_id"].to_pylist(), rows, strict=True):
         scored = [side.scored.tobytes() for side in row.sides]
         ids = [side.ids.tobytes() for side in row.sides]

@@ -13,8 +13,7 @@ from prefdata.errors import UserError
 from prefdata.tokens import Renderer, differences
 from prefdata.versions import Version
 from trainers import contract, lora, sources
-from trainers.objectives import Objective, find
-from trainers.objectives.knobs import resolve
+from trainers.loss import Loss, parse
 from trainers.options import Options, check
 from trainers.processes import Processes, Say
 from trainers.schedule import SCHEDULE
@@ -22,7 +21,7 @@ from trainers.sources import Sources
 
 # options that stand in a run's configuration in a decided form, or not at all
 _DECIDED = (
-    *("data", "loss", "set", "model", "chat_template", "root", "out", "fresh", "epochs", "lr", "dtype"),
+    *("data", "loss", "weights", "set", "model", "chat_template", "root", "out", "fresh", "epochs", "lr", "dtype"),
     *("lora_rank", "lora_alpha", "lora_targets"),
 )
 
@@ -33,7 +32,7 @@ class Plan:
 
     options: Options
     sources: Sources
-    objective: Objective
+    loss: Loss
     model: str
     renderer: Renderer
     config: Mapping[str, Any]
@@ -42,28 +41,31 @@ class Plan:
 def versions(options: Options) -> tuple[str, ...]:
     """What the options name, by URL."""
     check(options)
-    return sources.find(options.data, find(options.loss), options.root).urls
+    return sources.find(options.data, _loss(options), options.root).urls
+
+
+def _loss(options: Options) -> Loss:
+    return parse(options.loss, options.weights, options.set)
 
 
 def make(options: Options, urls: Sequence[str], processes: Processes, say: Say) -> Plan:
     """Everything that the options leave open, decided; `say` hears what is worth a notice. UserError if it can't be run."""
-    objective = find(options.loss)
-    knobs = resolve(objective.name, objective.knobs, options.set)
+    loss = _loss(options)
     data = sources.opened(urls)
-    sources.check(data, objective)
+    sources.check(data, loss)
     if options.early_stop and not data.holding("test"):
         raise UserError(f"--early-stop watches the held-out loss, and data version {data.name} holds out no rows.")
-    _say_scores(data, objective, say)
+    _say_scores(data, loss, say)
     model = options.model or _model_name(data, say)
-    description = _describe(data, model, objective, asked=options.model is not None, say=say)
+    description = _describe(data, model, loss, asked=options.model is not None, say=say)
     renderer = _renderer(data, model, options)
-    config = _config(options, data, objective, knobs, description, renderer, processes)
-    return Plan(options, data, objective, model, renderer, config)
+    config = _config(options, data, loss, description, renderer, processes)
+    return Plan(options, data, loss, model, renderer, config)
 
 
-def _say_scores(data: Sources, objective: Objective, say: Say) -> None:
+def _say_scores(data: Sources, loss: Loss, say: Say) -> None:
     """Scored answers are good and bad ones, and a loss that imitates answers has no place for a score."""
-    if data.kind != "completions":
+    if data.kind != "completions" or "score" in loss.reading(data.kind).values:
         return
     scored = [version for version in data.holding("train") if "score" in version.columns()]
     if not scored:
@@ -73,7 +75,7 @@ def _say_scores(data: Sources, objective: Objective, say: Say) -> None:
     if found["min"] != found["max"]:
         say(
             f"notice: the train rows of {data.name} carry scores from {found['min']:g} to {found['max']:g}, and --loss"
-            f" {objective.name} imitates all of them alike, the worst included; ingest only the answers worth imitating"
+            f" {loss.name} imitates all of them alike, the worst included; ingest only the answers worth imitating"
         )
 
 
@@ -106,7 +108,7 @@ def _same(one: Mapping[str, Any], other: Mapping[str, Any], role: str) -> bool:
     return one["name"] == other["name"] if role == "tokenizer" else contract.same_model(one, other)
 
 
-def _describe(data: Sources, model: str, objective: Objective, *, asked: bool, say: Say) -> dict[str, Any]:
+def _describe(data: Sources, model: str, loss: Loss, *, asked: bool, say: Say) -> dict[str, Any]:
     try:
         found: dict[str, Any] = models.describe(model)
     except UserError as problem:
@@ -117,11 +119,11 @@ def _describe(data: Sources, model: str, objective: Objective, *, asked: bool, s
         ) from problem
     if not asked:
         for version in data.versions:
-            _check_weights(version, model, found, objective, say)
+            _check_weights(version, model, found, loss, say)
     return found
 
 
-def _check_weights(version: Version, model: str, now: Mapping[str, Any], objective: Objective, say: Say) -> None:
+def _check_weights(version: Version, model: str, now: Mapping[str, Any], loss: Loss, say: Say) -> None:
     """Another model than the manifest's is refused where the loss compares with it, and said where it does not."""
     for role in ("reference", "generator"):
         entry = _entry(version, role)
@@ -132,9 +134,9 @@ def _check_weights(version: Version, model: str, now: Mapping[str, Any], objecti
             f"the {role} of data version {version.name} was {model} with {what}digest {str(entry.get(key))[:12]}, and the"
             f" model there now has {str(now[key])[:12]}"
         )
-        if role == "reference" and objective.batch.referenced:
+        if role == "reference" and loss.referenced:
             raise UserError(f"{found}.\nIf that is the one to train, say so with --model {model}")
-        say(f"notice: {found}; --loss {objective.name} does not read that {role}, so the model there now is trained")
+        say(f"notice: {found}; --loss {loss.name} does not read that {role}, so the model there now is trained")
 
 
 def _renderer(data: Sources, model: str, options: Options) -> Renderer:
@@ -158,8 +160,7 @@ def _renderer(data: Sources, model: str, options: Options) -> Renderer:
 def _config(
     options: Options,
     data: Sources,
-    objective: Objective,
-    knobs: Mapping[str, Any],
+    loss: Loss,
     description: Mapping[str, Any],
     renderer: Renderer,
     processes: Processes,
@@ -170,12 +171,13 @@ def _config(
     return {
         **plain,
         "data": data.describe(),
-        "loss": objective.name,
-        "knobs": dict(knobs),
+        "loss": loss.name,
+        "weights": loss.weights(),
+        "knobs": loss.knobs(),
         "policy": {name: description.get(name) for name in ("name", "digest", "config_digest", "commit")},
         "chat_template": renderer.fingerprint["template_digest"],  # a file's name would not say that it was edited
         "epochs": None if options.steps else options.epochs or 1.0,
-        "lr": options.lr or objective.lr * (lora.LR if adapter else 1),
+        "lr": options.lr or loss.lr * (lora.LR if adapter else 1),
         "lora": adapter,
         "dtype": options.dtype or _default_dtype(),
         "schedule": SCHEDULE,

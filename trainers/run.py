@@ -46,7 +46,8 @@ def _add_what(what: argparse._ArgumentGroup) -> None:
     what.add_argument(
         "--data", metavar="VERSION", help="vN, a tag, latest, or a path or URL of a version; several of one kind: v3,v4"
     )
-    what.add_argument("--loss", help="the objective; --list names them")
+    what.add_argument("--loss", help="the objective; --list names them; a sum of several: dpo+sft")
+    what.add_argument("--weights", metavar="W,W", help="of the terms of a sum; unset: all 1")
     what.add_argument(
         "--set", action="append", default=[], metavar="KNOB=VALUE", help="a knob of the loss; may be repeated"
     )

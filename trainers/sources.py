@@ -12,7 +12,7 @@ from prefdata.tokens import differences
 from prefdata.versions import Version
 from trainers import contract, data, overlap
 from trainers.contract import reference_of
-from trainers.objectives import Objective
+from trainers.loss import Loss
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Sources:
         }
 
 
-def find(named: str, objective: Objective, root: str | None) -> Sources:
+def find(named: str, loss: Loss, root: str | None) -> Sources:
     """The versions of a --data, several names with commas between them.
 
     `latest` is the newest version of a kind that the loss reads; a version named outright is judged by the contract.
@@ -68,7 +68,7 @@ def find(named: str, objective: Objective, root: str | None) -> Sources:
     names = [named] if os.path.exists(named) else [name.strip() for name in named.split(",")]
     if "" in names:
         raise UserError(f"--data {named} has an empty name: give names of versions with commas between them.")
-    kinds = tuple(objective.batch.sides)
+    kinds = loss.kinds
     found = tuple(versions.find(name, root=root, kinds=kinds if name == "latest" else None) for name in names)
     for place, version in enumerate(found):
         if any(version.url == earlier.url for earlier in found[:place]):
@@ -81,44 +81,42 @@ def opened(urls: Sequence[str]) -> Sources:
     return Sources(tuple(versions.find(url) for url in urls))
 
 
-def check(sources: Sources, objective: Objective) -> None:
-    """UserError if a version does not serve the objective, or if two of them can't be read together."""
+def check(sources: Sources, loss: Loss) -> None:
+    """UserError if a version does not serve the loss, or if two of them can't be read together."""
     for version in sources.versions:
-        contract.check(version, objective)
+        contract.check(version, loss)
     first, *others = sources.versions
     for other in others:
-        if found := _apart(first, other, objective):
+        if found := _apart(first, other, loss):
             both = f"{sources.label(first)} and {sources.label(other)}"
             raise UserError(f"data versions {both} cannot be trained on together: {found}")
 
 
-def rows(
-    sources: Sources, split: str, objective: Objective, folder: Path
-) -> tuple[Mapping[Version, data.Rows], overlap.Overlap]:
+def rows(sources: Sources, split: str, loss: Loss, folder: Path) -> tuple[Mapping[Version, data.Rows], overlap.Overlap]:
     """The rows of a split, by version; each row once, and no row to train on whose prompt another version holds out.
 
     UserError if two versions hold one row with other tokens, or with others of them scored.
     """
-    masks, found = overlap.masks(sources, split, objective)
+    masks, found = overlap.masks(sources, split, loss)
     read = {
-        version: data.load(version, split, objective.batch, folder, keep=masks.get(version))
+        version: data.load(version, split, loss.reading(version.kind), folder, keep=masks.get(version))
         for version in sources.holding(split)
     }
     return {version: part for version, part in read.items() if len(part)}, found
 
 
-def _apart(first: Version, other: Version, objective: Objective) -> str | None:
+def _apart(first: Version, other: Version, loss: Loss) -> str | None:
     """Why two versions can't be read together; None if they can."""
     if first.kind != other.kind:
         return f"{first.name} holds {first.kind} and {other.name} {other.kind}. Name versions of one kind."
     found = differences(first.manifest["tokenizer"], other.manifest["tokenizer"])
     if found:
         return f"{'; '.join(found)} ({first.name} is there, {other.name} here). Name versions made for one model."
-    if objective.batch.referenced:
+    if loss.referenced:
         ours, theirs = reference_of(first.manifest), reference_of(other.manifest)
         if _reference_id(first) != _reference_id(other):
             return (
-                f"--loss {objective.name} reads the reference, which is {_reference(ours)} in {first.name} and"
+                f"--loss {loss.name} reads the reference, which is {_reference(ours)} in {first.name} and"
                 f" {_reference(theirs)} in {other.name}.\n"
                 f"Score one again:  {contract.scores(other, str(ours.get('name')))}"
             )

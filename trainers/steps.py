@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from prefdata import draws
 from trainers.data import Row, RowBatch, Rows, collate
+from trainers.groups import Groups
 
 Lengths = np.ndarray[Any, np.dtype[np.int64]]
 Cut = list[list[int]]  # micro-batches of row numbers
@@ -107,7 +108,7 @@ class MicroBatches(Sampler[Cut]):
 class Loader(DataLoader[Any]):
     """Steps of rows, in an order of their own for every epoch."""
 
-    def __init__(self, rows: Rows, batches: MicroBatches) -> None:
+    def __init__(self, rows: Rows | Groups, batches: MicroBatches) -> None:
         super().__init__(_Picked(rows), batch_sampler=batches, collate_fn=_step)  # type: ignore[arg-type]
         self.batches = batches
 
@@ -119,7 +120,7 @@ class Loader(DataLoader[Any]):
 class _Picked(Dataset[list[Row]]):
     """The rows of a micro-batch."""
 
-    def __init__(self, rows: Rows) -> None:
+    def __init__(self, rows: Rows | Groups) -> None:
         self._rows = rows
 
     def __getitem__(self, places: Sequence[int]) -> list[Row]:

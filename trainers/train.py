@@ -15,6 +15,7 @@ from trainers.processes import Processes, Say, joined
 
 if TYPE_CHECKING:
     from trainers.data import Rows
+    from trainers.groups import Groups
     from trainers.loop import Loop
     from trainers.plan import Plan
     from trainers.progress import EarlyStop
@@ -82,7 +83,7 @@ def _claim(plan: "Plan", processes: Processes, say: Say) -> "Run":
     folder, continues, said = processes.decided(claim)
     policy = plan.config["policy"]
     say(
-        f"{said}: {plan.objective.name} on {plan.sources.name}, starting from {policy['name']}@{policy['digest'][:12]}"
+        f"{said}: {plan.loss.name} on {plan.sources.name}, starting from {policy['name']}@{policy['digest'][:12]}"
         + (f", in {processes.size} processes" if processes.size > 1 else "")
     )
     return held[0] if held else runs.Run(folder, plan.config, continues, None)
@@ -124,26 +125,45 @@ def _train(plan: "Plan", run: "Run", processes: Processes, say: Say) -> RunResul
 # -- rows -----------------------------------------------------------------------------------------------------------
 
 
-def _rows(plan: "Plan", run: "Run", say: Say) -> tuple["Rows", "Rows | None"]:
+def _rows(plan: "Plan", run: "Run", say: Say) -> tuple["Rows | Groups", "Rows | Groups | None"]:
     """The rows to train on and those held out, every one checked and no longer than the model allows."""
+    from trainers import contract
+
+    found = {split: _split(plan, run, split, say) for split in ("train", "test")}
+    train_rows = found["train"]
+    if train_rows is None or not len(train_rows):
+        raise UserError(f"data version {plan.sources.name}: no train rows are left to train on.")
+    for value in train_rows.reading.values.values():
+        if value.column in {objective.batch.both for objective in plan.loss.objectives}:
+            contract.check_classes(train_rows.column(value.column), plan.loss, plan.sources.name)
+    return train_rows, found["test"]
+
+
+def _split(plan: "Plan", run: "Run", split: str, say: Say) -> "Rows | Groups | None":
     from prefdata import models
     from trainers import contract, sources
     from trainers.data import Rows
+    from trainers.groups import Groups
 
     model = models.load_config(plan.model, trust_remote_code=plan.options.trust_remote_code)
     room, known = models.config_positions(model), getattr(model.get_text_config(), "vocab_size", None)
-    found: dict[str, Rows | None] = {}
-    for split in ("train", "test"):
-        parts, overlap = sources.rows(plan.sources, split, plan.objective, run.folder)
-        for version, rows in parts.items():
-            contract.check_lengths(version, rows.longest, room, plan.model)
-            contract.check_ids(version, rows.largest_id, known, plan.model)
-        for sentence in overlap.sentences(split):
-            say(sentence)
-        found[split] = Rows.joined(list(parts.values())) if parts else None
-    if found["train"] is None:
-        raise UserError(f"data version {plan.sources.name}: no train rows are left to train on.")
-    return found["train"], found["test"]
+    parts, overlap = sources.rows(plan.sources, split, plan.loss, run.folder)
+    for version, rows in parts.items():
+        contract.check_lengths(version, rows.longest, room, plan.model)
+        contract.check_ids(version, rows.largest_id, known, plan.model)
+    for sentence in overlap.sentences(split):
+        say(sentence)
+    if not parts:
+        return None
+    whole = Rows.joined(list(parts.values()))
+    if not whole.reading.grouped:
+        return whole
+    groups = Groups(whole)
+    if groups.left_out:
+        say(
+            f"{groups.left_out:,} prompts of {split} have no two completions with different scores, so they rank nothing"
+        )
+    return groups
 
 
 # -- the loop ------------------------------------------------------------------------------------------------------
@@ -153,14 +173,15 @@ def _loop(
     plan: "Plan",
     run: "Run",
     model: Any,
-    train_rows: "Rows",
-    test_rows: "Rows | None",
+    train_rows: "Rows | Groups",
+    test_rows: "Rows | Groups | None",
     steps: int,
     processes: Processes,
     say: Say,
 ) -> "Loop":
     from trainers import policy, schedule
-    from trainers.loop import Loop, Task
+    from trainers.loop import Loop
+    from trainers.task import Task
 
     config = plan.config
     held_out = f"{len(test_rows):,}" if test_rows else "none"
@@ -171,7 +192,7 @@ def _loop(
     return Loop(
         model,
         schedule.arguments(run, steps, processes),
-        task=Task(plan.objective, config["knobs"], plan.sources.kind),
+        task=Task(plan.loss, plan.sources.kind),
         train_rows=train_rows,
         test_rows=test_rows,
         cadence=schedule.cadence(config, steps, held_out=test_rows is not None),

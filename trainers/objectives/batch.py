@@ -1,14 +1,37 @@
 """The data contracts: what a loss is handed, and what a version must hold for it.
 
-Every field is a tensor of shape (B,), one entry per row. Log-probs are in nats, summed over the scored tokens,
-never averaged; the matching `_tokens` field counts those tokens (at least 1), so a mean can always be formed.
+Every field is a tensor of shape (B,), one entry per row, unless it says otherwise. Log-probs are in nats, summed over
+the scored tokens, never averaged; the matching `_tokens` field counts those tokens (at least 1), so a mean can always
+be formed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Value:
+    """A number, a truth value or a vector that stands in a column of the row."""
+
+    column: str
+    default: float | None = None  # what a null, or a version without the column, stands for; None: it must be there
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a contract refuses of a row beyond what every row must satisfy."""
+
+    bad: Callable[[pa.Table], Any]  # bool, one per row
+    what: str  # what is wrong with it
+    then: str  # what to do
+
+
+Pool = Callable[[Any], tuple[Tensor, Tensor]]  # a batch to a sum and the count it is taken over
 
 
 @dataclass(frozen=True)
@@ -21,6 +44,22 @@ class Batch:
     columns: ClassVar[tuple[str, ...]] = ()
     # whether `ref_` fields with the reference's sums stand beside the policy's
     referenced: ClassVar[bool] = False
+    # fields that stand in columns of the row
+    values: ClassVar[Mapping[str, Value]] = {}
+    # whether `_head` fields hold the sums over as many scored tokens as the shorter side has
+    partial: ClassVar[bool] = False
+    # whether a row of the batch is all scored completions of a prompt: fields are (B, K), `present` says which are there
+    grouped: ClassVar[bool] = False
+    # what a side's number is: the log-prob of its tokens, or a model's score of it
+    head: ClassVar[Literal["logits", "score"]] = "logits"
+    # fields that are means over the rows of a forward in all processes together: scalars without gradient
+    pools: ClassVar[Mapping[str, Pool]] = {}
+    # whether those are moving averages over the run
+    remembered: ClassVar[bool] = False
+    # what else is refused
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    # a column of truth values both of which must occur among the train rows
+    both: ClassVar[str | None] = None
     # in words, for --list
     reads: ClassVar[str] = ""
 
@@ -56,9 +95,127 @@ class Pair(Batch):
 class ReferencedPair(Pair):
     """A Pair plus the same sums under the frozen reference, read from the data."""
 
-    columns = ("ref_chosen_logps", "ref_rejected_logps")
+    columns: ClassVar[tuple[str, ...]] = ("ref_chosen_logps", "ref_rejected_logps")
     referenced = True
     reads = "pairs, reference log-probs"
 
     ref_chosen: Tensor  # no gradient
     ref_rejected: Tensor  # no gradient
+
+
+@dataclass(frozen=True)
+class ScoredPair(ReferencedPair):
+    """A ReferencedPair whose sides were scored, chosen higher."""
+
+    values: ClassVar[Mapping[str, Value]] = {
+        "chosen_score": Value("chosen_score"),
+        "rejected_score": Value("rejected_score"),
+    }
+    rules = (
+        Rule(
+            lambda rows: pc.less_equal(rows["chosen_score"], rows["rejected_score"]),
+            "chosen_score is not above rejected_score",
+            "ties and inversions say nothing of how much better chosen is; build the pairs with a margin above 0",
+        ),
+    )
+    reads = "pairs with scores, reference log-probs"
+
+    chosen_score: Tensor  # in the scorer's own unit
+    rejected_score: Tensor
+
+
+@dataclass(frozen=True)
+class PreferredPair(ReferencedPair):
+    """A ReferencedPair and how sure it is that chosen is better."""
+
+    values: ClassVar[Mapping[str, Value]] = {"preference": Value("preference", default=1.0)}
+    reads = "pairs (with a preference probability, else 1), reference log-probs"
+
+    preference: Tensor  # probability that chosen is better, in [0, 1]
+
+
+@dataclass(frozen=True)
+class PartialPair(ReferencedPair):
+    """A ReferencedPair and the same sums over as many scored tokens as its shorter side has."""
+
+    columns: ClassVar[tuple[str, ...]] = (*ReferencedPair.columns, "ref_chosen_token_logps", "ref_rejected_token_logps")
+    partial = True
+    reads = "pairs, reference log-probs per token"
+
+    chosen_head: Tensor
+    rejected_head: Tensor
+    ref_chosen_head: Tensor
+    ref_rejected_head: Tensor
+
+
+@dataclass(frozen=True)
+class Judged(Batch):
+    """A completion that was judged by itself, and its sum under the reference."""
+
+    sides: ClassVar[Mapping[str, Mapping[str, str]]] = {"unpaired": {"completion": "completion"}}
+    columns: ClassVar[tuple[str, ...]] = ("ref_completion_logps",)
+    referenced = True
+    values: ClassVar[Mapping[str, Value]] = {"label": Value("label"), "weight": Value("weight", default=1.0)}
+    both = "label"
+    reads = "unpaired rows, reference log-probs"
+
+    completion: Tensor
+    completion_tokens: Tensor
+    ref_completion: Tensor
+    label: Tensor  # bool, true: desirable
+    weight: Tensor  # above 0
+
+
+def mismatched(batch: "JudgedWithPartner") -> tuple[Tensor, Tensor]:
+    """How far the policy has moved on answers to other prompts: sum of log-ratios, and of how many."""
+    moved = batch.partner.detach() - batch.ref_partner
+    return moved.sum(), _count(moved)
+
+
+def _count(values: Tensor) -> Tensor:
+    """How many there are, on their device."""
+    return values.new_tensor(len(values))
+
+
+@dataclass(frozen=True)
+class JudgedWithPartner(Judged):
+    """A Judged row and its frozen partner: the answer to another prompt, behind this row's prompt.
+
+    Both completions hang on one trunk, so the partner costs its own tokens only.
+    """
+
+    sides: ClassVar[Mapping[str, Mapping[str, str]]] = {"unpaired": {"completion": "completion", "partner": "partner"}}
+    columns: ClassVar[tuple[str, ...]] = ("ref_completion_logps", "partner_ids", "ref_partner_logps")
+    pools: ClassVar[Mapping[str, Pool]] = {"divergence": mismatched}
+    reads = "unpaired rows with partners, reference log-probs"
+
+    partner: Tensor
+    partner_tokens: Tensor
+    ref_partner: Tensor
+    divergence: Tensor  # (), nats: mean over all processes' rows of partner - ref_partner
+
+
+@dataclass(frozen=True)
+class Ranked(Batch):
+    """All scored completions of a prompt, in any order. K is the largest group's; what is absent counts 0 nats, 1 token."""
+
+    sides: ClassVar[Mapping[str, Mapping[str, str]]] = {"completions": {"completion": "completion"}}
+    values: ClassVar[Mapping[str, Value]] = {"score": Value("score")}
+    grouped = True
+    reads = "completions with scores, several per prompt"
+
+    completion: Tensor  # (B, K)
+    completion_tokens: Tensor  # (B, K)
+    score: Tensor  # (B, K)
+    present: Tensor  # (B, K) bool
+
+
+@dataclass(frozen=True)
+class ReferencedRanked(Ranked):
+    """Ranked, plus the same sums under the reference."""
+
+    columns: ClassVar[tuple[str, ...]] = ("ref_completion_logps",)
+    referenced = True
+    reads = "completions with scores, several per prompt, reference log-probs"
+
+    ref_completion: Tensor  # (B, K)
