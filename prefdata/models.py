@@ -89,6 +89,54 @@ def load_model(
         return model.to(device or _default_device()).eval()  # type: ignore[no-any-return]
 
 
+def load_reward_model(
+    name: str,
+    *,
+    dtype: str = "float32",
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    fresh_head_seed: int | None = None,
+) -> "PreTrainedModel":
+    """A model with a head that gives one score, in eval mode, every dropout 0.
+
+    fresh_head_seed: draws the head's weights where the folder has none, as a language model has not, which becomes a
+    reward model by being trained as one. None: a folder without a head is refused.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification
+
+    _check_dtype(dtype)
+    source = resolve(name, remote_code=trust_remote_code)
+    weight_files(source)
+    config = _config_in(source, name, trust_remote_code)
+    _drop_nothing(config)
+    if fresh_head_seed is not None:
+        config.num_labels = 1
+    elif config.num_labels != 1:
+        raise UserError(
+            f"model {name} has {config.num_labels} labels, and a reward model has one score: train one with"
+            " python -m trainers.run --loss reward, or give another model."
+        )
+    with _in_words(name), _no_progress_bar(), torch.random.fork_rng():
+        torch.manual_seed(fresh_head_seed or 0)
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            source.folder,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+        model, found = loaded
+        if fresh_head_seed is not None:
+            found["missing_keys"] = {key for key in found["missing_keys"] if not key.startswith("score.")}
+        _check_complete(name, found)
+    text = model.config.get_text_config()
+    if text.pad_token_id is None:  # transformers refuses batches without one; which it is changes no score here
+        text.pad_token_id = text.eos_token_id if isinstance(text.eos_token_id, int) else 0
+    return model.to(device or _default_device()).eval()  # type: ignore[no-any-return]
+
+
 def load_config(name: str, *, trust_remote_code: bool = False) -> "PretrainedConfig":
     """The model's configuration alone: no weights are read or downloaded."""
     return _config_in(resolve(name, weights=False, remote_code=trust_remote_code), name, trust_remote_code)

@@ -57,6 +57,7 @@ class Layout:
     read        (S,) for each scored token, which of `predictors` predicts it; ascending
     targets     (S,) ids of the scored tokens; a token that several branches share is scored once
     branches    for every branch, tree by tree: which of the S scored tokens are its own, in its order
+    lasts       for every branch: the place of its path's last token
     """
 
     tokens: Ids
@@ -67,6 +68,7 @@ class Layout:
     read: Ids
     targets: Ids
     branches: tuple[Ids, ...]
+    lasts: Ids
 
     @property
     def depth(self) -> int:
@@ -96,18 +98,21 @@ class _Path:
     past: int
 
 
-def lay_out(trees: Sequence[Tree]) -> Layout:
-    """The row of these trees, one tree after another."""
+def lay_out(trees: Sequence[Tree], *, whole: bool = False) -> Layout:
+    """The row of these trees, one tree after another. `whole`: with the last token of every branch, which predicts none."""
     paths: list[_Path] = []
     scored: list[Ids] = []  # per branch: (tokens, 2), where each is predicted and what it is
+    lasts: list[int] = []
     length = 0
     for tree in trees:
-        own = list(_trie(tree, start=length))
+        own = list(_trie(tree, start=length, whole=whole))
         length += sum(len(path.places) - path.past for path in own)
         paths += own
         for path in sorted(own, key=lambda path: path.branch):
-            predicted_at = path.places[len(tree.trunk) - 1 :]
-            scored.append(np.stack([predicted_at, _ids(tree.branches[path.branch])], axis=1))
+            branch = _ids(tree.branches[path.branch])
+            predicted_at = path.places[len(tree.trunk) - 1 :][: len(branch)]
+            scored.append(np.stack([predicted_at, branch], axis=1))
+            lasts.append(int(path.places[-1]))
     items, inverse = np.unique(np.concatenate(scored), axis=0, return_inverse=True)
     predictors, read = np.unique(items[:, 0], return_inverse=True)
     new = [path for path in paths if len(path.places) > path.past]
@@ -122,6 +127,7 @@ def lay_out(trees: Sequence[Tree]) -> Layout:
         read=read,
         targets=items[:, 1],
         branches=tuple(np.split(inverse.reshape(-1), ends)),
+        lasts=np.asarray(lasts, np.int64),
     )
 
 
@@ -150,10 +156,10 @@ def pack(trees: Sequence[Tree], budget: int) -> list[list[tuple[int, int]]]:
     return batches
 
 
-def _trie(tree: Tree, start: int) -> Iterator[_Path]:
+def _trie(tree: Tree, start: int, *, whole: bool = False) -> Iterator[_Path]:
     """The paths of a tree's branches, each behind one that it shares the most with."""
     trunk = _ids(tree.trunk)
-    paths = [np.concatenate([trunk, _ids(branch)[:-1]]) for branch in tree.branches]
+    paths = [np.concatenate([trunk, _ids(branch)[: None if whole else -1]]) for branch in tree.branches]
     # In the order of their ids, what begins alike stands together. Descending, so that a path comes before its own
     # beginnings, which then add nothing. Big-endian bytes sort as the tuples would, and faster.
     order = sorted(range(len(paths)), key=lambda i: paths[i].astype(">i8").tobytes(), reverse=True)

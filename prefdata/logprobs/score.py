@@ -24,6 +24,7 @@ BATCH_TOKENS_GPU = 8192
 
 Logps = list[list[np.ndarray]]
 Place = tuple[int, int]  # tree and branch, by number
+Scored = list[tuple[Place, np.ndarray]]
 
 
 def score(
@@ -38,21 +39,37 @@ def score(
     Batches depend only on the trees given, and on the memory there is. `tell` is told after each what share of the
     branches is done. A log-prob that is not finite is returned as it is.
     """
+    return gathered(stream(model, trees, batch_tokens=batch_tokens), trees, tell)
+
+
+def gathered(scored: Iterator[Scored], trees: Sequence[Tree], tell: Callable[[float], None] | None) -> Logps:
+    """What a stream gives, tree by tree."""
     found: dict[Place, np.ndarray] = {}
     branches = sum(len(tree.branches) for tree in trees)
-    for scored in stream(model, trees, batch_tokens=batch_tokens):
-        found.update(scored)
+    for batch in scored:
+        found.update(batch)
         if tell is not None:
             tell(len(found) / branches)
     return [[found[number, branch] for branch in range(len(tree.branches))] for number, tree in enumerate(trees)]
 
 
-def stream(
-    model: Any, trees: Sequence[Tree], *, batch_tokens: int | None = None
-) -> Iterator[list[tuple[Place, np.ndarray]]]:
-    """The same batch by batch, as they are done: the places of branches and their log-probs.
+def logps(model: Any, trees: Sequence[Tree], row: Layout) -> Sequence[Tensor]:
+    """Log-probs of every branch's tokens."""
+    return forward(model, trees, layout=row).logps
 
-    While the device computes a batch, the next is laid out and the one before is fetched from it.
+
+def stream(
+    model: Any,
+    trees: Sequence[Tree],
+    *,
+    batch_tokens: int | None = None,
+    run: Callable[[Any, Sequence[Tree], Layout], Sequence[Tensor]] = logps,
+    whole: bool = False,
+) -> Iterator[Scored]:
+    """Batch by batch, as they are done: the places of branches and what `run` gives for each, a 1-D tensor.
+
+    While the device computes a batch, the next is laid out and the one before is fetched from it. `whole`: `run` reads
+    layouts in which the last tokens of branches stand too.
     """
     check(model, trees)
     on_cpu = model.get_input_embeddings().weight.device.type == "cpu"
@@ -61,8 +78,8 @@ def stream(
     model.eval()
     try:
         batches = list(_batches(model, trees, batch_tokens))
-        with _Ahead(trees, batches) as taken:
-            yield from _fetched(run_halving(batches, lambda batch: _run(model, batch, *taken(batch))))
+        with _Ahead(trees, batches, whole=whole) as taken:
+            yield from _fetched(run_halving(batches, lambda batch: _run(model, batch, *taken(batch), run)))
     finally:
         model.train(training)
 
@@ -112,8 +129,8 @@ Computed = tuple[Sequence[Place], Tensor, list[int]]
 class _Ahead:
     """Lays out the batch after the one that is asked for, in a thread."""
 
-    def __init__(self, trees: Sequence[Tree], batches: Sequence[Sequence[Place]]) -> None:
-        self._trees = trees
+    def __init__(self, trees: Sequence[Tree], batches: Sequence[Sequence[Place]], *, whole: bool) -> None:
+        self._trees, self._whole = trees, whole
         self._waiting = iter(batches)
         self._made: dict[int, Future[Taken]] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="layout")
@@ -128,38 +145,38 @@ class _Ahead:
     def _take(self, batch: Sequence[Place]) -> Taken:
         made = self._made.pop(id(batch), None)
         if made is None:  # a part of one that did not fit
-            return _taken(self._trees, batch)
+            return _taken(self._trees, batch, self._whole)
         self._advance()
         return made.result()
 
     def _advance(self) -> None:
         following = next(self._waiting, None)
         if following is not None:
-            self._made[id(following)] = self._pool.submit(_taken, self._trees, following)
+            self._made[id(following)] = self._pool.submit(_taken, self._trees, following, self._whole)
 
 
-def _taken(trees: Sequence[Tree], batch: Sequence[Place]) -> Taken:
+def _taken(trees: Sequence[Tree], batch: Sequence[Place], whole: bool) -> Taken:
     """The batch's branches, those that stand together in one tree, and their layout."""
     parts = [list(group) for _, group in groupby(batch, key=itemgetter(0))]
     taken = [
         Tree(trees[part[0][0]].trunk, [trees[number].branches[branch] for number, branch in part]) for part in parts
     ]
-    return taken, layout.lay_out(taken)
+    return taken, layout.lay_out(taken, whole=whole)
 
 
 @torch.no_grad()
-def _run(model: Any, batch: Sequence[Place], trees: Sequence[Tree], layout: Layout) -> Computed:
-    """The branches' log-probs, one after the other, and their lengths."""
-    logps = forward(model, trees, layout=layout).logps
-    return batch, torch.cat(logps), [len(each) for each in logps]
+def _run(model: Any, batch: Sequence[Place], trees: Sequence[Tree], row: Layout, run: Any) -> Computed:
+    """What the branches get, one after the other, and how many numbers each."""
+    found = run(model, trees, row)
+    return batch, torch.cat(tuple(found)), [len(each) for each in found]
 
 
-def _fetched(computed: Iterator[Computed]) -> Iterator[list[tuple[Place, np.ndarray]]]:
-    """Each batch's log-probs on the host; those of a GPU once its next batch is under way."""
+def _fetched(computed: Iterator[Computed]) -> Iterator[Scored]:
+    """Each batch's numbers on the host; those of a GPU once its next batch is under way."""
     before: _Copy | None = None
-    for places, logps, lengths in computed:
-        copy = _Copy(places, logps, lengths)
-        if not logps.is_cuda:
+    for places, numbers, lengths in computed:
+        copy = _Copy(places, numbers, lengths)
+        if not numbers.is_cuda:
             yield copy.result()
             continue
         if before is not None:
@@ -170,19 +187,19 @@ def _fetched(computed: Iterator[Computed]) -> Iterator[list[tuple[Place, np.ndar
 
 
 class _Copy:
-    """A batch's log-probs on their way to the host."""
+    """A batch's numbers on their way to the host."""
 
-    def __init__(self, places: Sequence[Place], logps: Tensor, lengths: Sequence[int]) -> None:
-        self._places, self._host, self._ends = places, logps, np.cumsum(lengths)[:-1]
+    def __init__(self, places: Sequence[Place], numbers: Tensor, lengths: Sequence[int]) -> None:
+        self._places, self._host, self._ends = places, numbers, np.cumsum(lengths)[:-1]
         self._done: torch.cuda.Event | None = None
-        if logps.is_cuda:
-            self._host = torch.empty(logps.shape, dtype=logps.dtype, pin_memory=True)
-            self._host.copy_(logps, non_blocking=True)
+        if numbers.is_cuda:
+            self._host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._host.copy_(numbers, non_blocking=True)
             self._done = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._done.record()
 
-    def result(self) -> list[tuple[Place, np.ndarray]]:
-        """The places and their log-probs."""
+    def result(self) -> Scored:
+        """The places and their numbers."""
         if self._done is not None:
             self._done.synchronize()
         return list(zip(self._places, np.split(self._host.numpy(), self._ends), strict=True))

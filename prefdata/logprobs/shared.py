@@ -9,7 +9,7 @@ import contextlib
 import inspect
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
@@ -82,6 +82,8 @@ class Sharing:
                 "%s: prompts run once per completion, not shared, since %s", type(unwrapped(model)).__name__, why
             )
 
+
+_Run = Callable[[Any, Sequence[Tree]], Tensor]
 
 _prepared: "WeakKeyDictionary[Any, Sharing]" = WeakKeyDictionary()
 
@@ -170,12 +172,13 @@ def _unable(inner: Any) -> str | None:
         return "it is not one of transformers' models"
     config, implementation = inner.config.get_text_config(), inner.config._attn_implementation
     parameters = inspect.signature(type(inner).forward).parameters.values()
+    needed = {"position_ids"} if _gives_scores(inner) else _ARGUMENTS
     obstacles = {
         "its attention is its own": not inner._can_set_attn_implementation(),
         f"its attention is {implementation}": implementation not in _REPLACED,
         "its attention has sinks": any(hasattr(module, "sinks") for module in inner.modules()),
         "it has layers other than attention": not set(getattr(config, "layer_types", None) or ()) <= _KNOWN_LAYERS,
-        "its forward takes too little": not arguments(inner) >= _ARGUMENTS
+        "its forward takes too little": not arguments(inner) >= needed
         or all(parameter.kind is not parameter.VAR_KEYWORD for parameter in parameters),
         "it is spread over devices": len(set((getattr(inner, "hf_device_map", None) or {}).values())) > 1,
     }
@@ -185,7 +188,7 @@ def _unable(inner: Any) -> str | None:
 def _wrapped(model: Any) -> str | None:
     """What stands against sharing in what is put around a model or on its head, at any time."""
     *wrappers, inner = layers(model)
-    head = inner.get_output_embeddings()
+    head = inner.score if _gives_scores(inner) else inner.get_output_embeddings()
     if any(hasattr(wrapper, "_orig_mod") for wrapper in wrappers):
         return "it is compiled"
     if any(isinstance(wrapper, FullyShardedDataParallel) for wrapper in wrappers) or isinstance(head.weight, DTensor):
@@ -193,6 +196,11 @@ def _wrapped(model: Any) -> str | None:
     if any(adapter.is_prompt_learning for wrapper in wrappers for adapter in _adapters(wrapper)):
         return "it has a prompt of its own"
     return None if type(head) is torch.nn.Linear else "its head is not a plain linear layer"
+
+
+def _gives_scores(inner: Any) -> bool:
+    """Whether it is a sequence classifier, whose head stands where a language model has its vocabulary's."""
+    return inner.get_output_embeddings() is None and isinstance(getattr(inner, "score", None), torch.nn.Linear)
 
 
 def _adapters(wrapper: Any) -> Iterable[Any]:
@@ -216,29 +224,39 @@ def _set(inner: Any, sharing: Sharing) -> None:
 
 def _differs(inner: Any) -> str | None:
     """What the trial finds wrong with the kernel that is set; None if nothing."""
+    plain, ours = _runs(inner)
     try:
         inner.set_attn_implementation("eager")
-        expected = _trial(inner, padded.forward)
+        expected = _trial(inner, plain)
         inner.set_attn_implementation(NAME)
-        found = _trial(inner, forward)
+        found = _trial(inner, ours)
     except Exception as error:  # whatever a model does with a keyword or mask that it does not know
         return f"it then fails on a small tree ({type(error).__name__}: {error})"
     allowed = _ALLOWED if inner.dtype in (torch.float32, torch.float64) else _ALLOWED_ROUGH
-    gap = float((found.logps - expected.logps).abs().max())
+    gap = float((found.numbers - expected.numbers).abs().max())
     if not gap <= allowed:
-        return f"it then differs by {gap:.2g} nats on a small tree"
+        return f"it then differs by {gap:.2g} on a small tree"
     gap = float((found.slope - expected.slope).norm() / expected.slope.norm().clamp(min=1e-30))
     return None if gap <= allowed else f"its gradient then differs by {gap:.2g} of its size on a small tree"
 
 
-class _Trial(NamedTuple):
-    """Log-probs of a small tree, and the gradient of their weighted sum by what the embeddings give, token by token."""
+def _runs(inner: Any) -> tuple[_Run, _Run]:
+    """The padded and the shared forward of a model of its kind."""
+    if _gives_scores(inner):
+        from prefdata.logprobs import scalar
 
-    logps: Tensor
+        return scalar.padded_forward, scalar.shared_forward
+    return (lambda *given: torch.cat(padded.forward(*given).logps)), (lambda *given: torch.cat(forward(*given).logps))
+
+
+class _Trial(NamedTuple):
+    """What a model makes of a small tree, and the gradient of its weighted sum by what the embeddings give, by token."""
+
+    numbers: Tensor
     slope: Tensor
 
 
-def _trial(inner: Any, run: Any) -> _Trial:
+def _trial(inner: Any, run: _Run) -> _Trial:
     """Of a tree with forks within and at the end of its branches."""
     embeddings = inner.get_input_embeddings()
     known: Tensor = embeddings.weight
@@ -254,16 +272,16 @@ def _trial(inner: Any, run: Any) -> _Trial:
     hook = embeddings.register_forward_hook(watched)
     try:
         with _evaluating(inner), torch.enable_grad(), torch.autocast(known.device.type, enabled=False):
-            logps = torch.cat(run(inner, [Tree(ids[0], ids[1:])]).logps)
-            weights = torch.linspace(-1, 2, len(logps), device=logps.device)
-            (slope,) = torch.autograd.grad((logps * weights).sum(), seen[-1][1])
+            numbers = run(inner, [Tree(ids[0], ids[1:])])
+            weights = torch.linspace(-1, 2, len(numbers), device=numbers.device)
+            (slope,) = torch.autograd.grad((numbers * weights).sum(), seen[-1][1])
     finally:
         hook.remove()
     # by token: the padded forward runs one in several rows, and some that predict nothing, as 0 does where it pads
     tokens = torch.tensor(sorted({0, *(token for part in ids for token in part)}), device=slope.device)
     by_token = torch.zeros(len(tokens), slope.shape[-1], dtype=torch.float32, device=slope.device)
     by_token.index_add_(0, torch.searchsorted(tokens, seen[-1][0].flatten()), slope.flatten(0, 1).float())
-    return _Trial(logps.detach(), by_token)
+    return _Trial(numbers.detach(), by_token)
 
 
 @contextlib.contextmanager
