@@ -19,7 +19,7 @@ from trainers.objectives import OBJECTIVES, Objective
 from trainers.objectives.batch import PartialPair, Ranked, ReferencedPair, ReferencedRanked
 from trainers.pools import DECAY, Pools
 from trainers.run import train
-from trainers.task import Task, _Measured
+from trainers.task import Measured, Task
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +73,7 @@ def test_a_batch_of_groups_is_padded_and_says_where(scored: Version, tmp_path: P
     groups = Groups(data.load(scored, "train", loss.reading("completions"), tmp_path))
     batch = data.collate([groups[place] for place in range(len(groups))])
     model = models.load_model(str(Path(scored.root).parent / "model"))
-    made = Task(loss, "completions").batch(batch, logprobs.forward(model, batch.trees).logps)
+    made = Task(loss, "completions").batch(batch, Measured.of(batch, logprobs.forward(model, batch.trees).logps))
     assert isinstance(made, ReferencedRanked)
     sizes = made.present.sum(1).tolist()
     assert sizes == batch.counts
@@ -95,7 +95,7 @@ def test_heads_are_the_first_scored_tokens_of_the_longer_side(world: World, tmp_
     batch = data.collate(picked)
     model = models.load_model(world.model)
     logps = logprobs.forward(model, batch.trees).logps
-    made = Task(loss, "pairs").batch(batch, logps)
+    made = Task(loss, "pairs").batch(batch, Measured.of(batch, logps))
     assert isinstance(made, PartialPair)
     for place, row in enumerate(picked):
         fewest = min(side.tokens for side in row.sides)
@@ -145,7 +145,7 @@ def test_a_mean_is_over_the_rows_of_the_forward_and_has_no_gradient(
     batch = data.collate([rows[place] for place in range(5)])
     shifted = replace(batch, reference=batch.reference - 1)  # type: ignore[operator]
     logps = logprobs.forward(models.load_model(world.model), batch.trees).logps
-    made: Any = task.batch(shifted, logps)
+    made: Any = task.batch(shifted, Measured.of(shifted, logps))
     assert not made.mean.requires_grad
     assert float(made.mean) == pytest.approx(1.0, abs=1e-4)
     assert {field.name for field in fields(made)} >= {"mean", "ref_chosen"}
@@ -179,7 +179,7 @@ def test_measured_sums_are_those_of_scored_tokens(world: World, tmp_path: Path) 
     rows = rows_of(world.version, "dpo", tmp_path)
     batch = data.collate([rows[place] for place in range(len(rows))])
     logps = [torch.randn(length).double() for tree in batch.trees for length in map(len, tree.branches)]
-    sums = _Measured.of(batch, logps).sums
+    sums = Measured.of(batch, logps).sums
     for place, (own, length) in enumerate(
         zip(logps, map(len, (b for t in batch.trees for b in t.branches)), strict=True)
     ):

@@ -65,6 +65,8 @@ class Agreement:
 
 def step_zero(plan: "Plan", model: Any, loop: "Loop", say: Say) -> None:
     """How policy and stored reference agree, for every version; said, and kept in the run folder for its report."""
+    if plan.loss.head == "score":
+        return  # a reward model gives no log-probs
     several = len(plan.sources.versions) > 1
     every: dict[str, Agreement | None] = {}
     for version in plan.sources.versions:

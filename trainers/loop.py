@@ -29,7 +29,7 @@ from trainers.processes import Processes
 from trainers.progress import Cadence
 from trainers.runs import saving
 from trainers.steps import EpochOrder, Loader, MicroBatches, Step
-from trainers.task import Part, Pooling, Task, alone, count_items
+from trainers.task import Measured, Part, Pooling, Task, alone, count_items
 
 
 class NotFinite(UserError):
@@ -57,24 +57,35 @@ class Outcome:
 
 def step(model: Any, rows: RowBatch, task: Task, *, extras: bool = True, pooling: Pooling = alone) -> Outcome:
     """Forward, losses and metrics of a micro-batch. `extras`: entropy and accuracy of tokens too, which cost a softmax."""
-    scores = logprobs.forward(model, rows.trees, extras=extras)
-    parts = task.parts(rows, scores.logps, pooling)
+    if task.loss.head == "score":
+        measured, scores = Measured(logprobs.rewards(model, rows.trees).to(widest(rows.tokens.device))), None
+    else:
+        scores = logprobs.forward(model, rows.trees, extras=extras)
+        measured = Measured.of(rows, scores.logps)
+    parts = task.parts(rows, measured, pooling)
     tally = Tally()
     for part in parts:
         tally.update(measure(part.batch, part.term.objective, part.term.knobs))
         name = "loss" if len(parts) == 1 else f"loss/{part.term.objective.name}"
         tally.add(name, float(part.losses.detach().sum()), part.items)
+    if scores is not None:
+        _add_extras(tally, scores, rows)
+    return Outcome(parts, tally)
+
+
+def _add_extras(tally: Tally, scores: logprobs.Scores, rows: RowBatch) -> None:
     for name, values in (("entropy", scores.entropies), ("mean_token_accuracy", scores.hits)):
         if values is not None:
             scored = _scored(values, rows.scored)
             tally.add(name, float(scored.sum(dtype=widest(scored.device))), scored.numel())
-    return Outcome(parts, tally)
 
 
-def idle(model: Any) -> Tensor:
+def idle(model: Any, task: Task) -> Tensor:
     """A 0 that depends on the model: what a process without rows in a micro-batch adds to the gradients of the others."""
-    scores = logprobs.forward(model, [Tree([0], [[0]])])
-    return scores.logps[0].sum() * 0
+    trees = [Tree([0], [[0]])]
+    score = task.loss.head == "score"
+    found = logprobs.rewards(model, trees) if score else logprobs.forward(model, trees).logps[0]
+    return found.sum() * 0
 
 
 def _scored(values: Sequence[Tensor], scored: Tensor) -> Tensor:
@@ -179,7 +190,7 @@ class Loop(Trainer):
         """This micro-batch's share of the step's loss."""
         if not len(inputs):
             self.task.wait(self.pools, self.args.device)
-            return idle(model)
+            return idle(model, self.task)
         shown = self.cadence.logs(self.state.global_step + 1, self.state.max_steps)
         outcome = step(model, inputs, self.task, extras=shown, pooling=self.pools)
         self._note_not_finite(outcome.losses, inputs)

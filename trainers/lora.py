@@ -30,8 +30,13 @@ def settings(rank: int, alpha: float | None, targets: str | None) -> dict[str, A
     }
 
 
-def attach(model: Any, adapter: Mapping[str, Any], *, policy: Mapping[str, Any], seed: int) -> Any:
-    """The model with a fresh adapter on it; only the adapter has gradients. `policy` names the model in what is saved."""
+def attach(
+    model: Any, adapter: Mapping[str, Any], *, policy: Mapping[str, Any], seed: int, scalar: bool = False
+) -> Any:
+    """The model with a fresh adapter on it; only the adapter has gradients. `policy` names the model in what is saved.
+
+    scalar: the model has a head that gives one score, which is trained whole beside the adapter.
+    """
     from peft import LoraConfig, get_peft_model
 
     targets = adapter["targets"]
@@ -43,7 +48,8 @@ def attach(model: Any, adapter: Mapping[str, Any], *, policy: Mapping[str, Any],
         target_modules=targets,
         lora_dropout=0.0,
         bias="none",
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if scalar else "CAUSAL_LM",
+        modules_to_save=["score"] if scalar else None,
         revision=policy["commit"],
     )
     with torch.random.fork_rng():

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from trainers.objectives import Batch, Demonstration, Objective, Pair, ReferencedPair
+from trainers.objectives.batch import RewardPair
 from trainers.precision import widest
 
 
@@ -62,6 +63,13 @@ def measure(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Tal
 def _rows(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, float]]:
     if isinstance(batch, Pair):
         yield from _pairs(batch, knobs)
+    elif isinstance(batch, RewardPair):
+        rows = len(batch.chosen)
+        yield "rewards/chosen", batch.chosen, rows
+        yield "rewards/rejected", batch.rejected, rows
+        yield "rewards/margins", batch.chosen - batch.rejected, rows
+        yield "rewards/accuracies", batch.chosen > batch.rejected, rows
+        yield "rewards/ties", batch.chosen == batch.rejected, rows
     elif isinstance(batch, Demonstration):
         tokens = float(batch.completion_tokens.sum())
         yield "nll_loss", -batch.completion, tokens

@@ -19,12 +19,20 @@ if TYPE_CHECKING:
 def load(plan: "Plan", say: Say) -> Any:
     """The policy, with its adapter if it is to have one."""
     config, options = plan.config, plan.options
-    model: Any = models.load_model(plan.model, dtype="float32", trust_remote_code=options.trust_remote_code)
+    model: Any
+    if plan.loss.head == "score":
+        model = models.load_reward_model(
+            plan.model, trust_remote_code=options.trust_remote_code, fresh_head_seed=options.seed
+        )
+    else:
+        model = models.load_model(plan.model, dtype="float32", trust_remote_code=options.trust_remote_code)
     if options.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
         raise UserError(f"--gradient-checkpointing: {plan.model} ({type(model).__name__}) does not offer it.")
     _make_savable(model)
     if config["lora"]:
-        model = lora.attach(model, config["lora"], policy=config["policy"], seed=options.seed)
+        model = lora.attach(
+            model, config["lora"], policy=config["policy"], seed=options.seed, scalar=plan.loss.head == "score"
+        )
         trained, every = model.get_nb_trainable_parameters()
         say(
             f"LoRA of rank {config['lora']['rank']}, alpha {config['lora']['alpha']:g}: {trained:,} weights are trained,"

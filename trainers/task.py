@@ -38,9 +38,8 @@ class Task:
     loss: Loss
     kind: str
 
-    def parts(self, rows: RowBatch, logps: Sequence[Tensor], pooling: Pooling = alone) -> list[Part]:
+    def parts(self, rows: RowBatch, measured: "Measured", pooling: Pooling = alone) -> list[Part]:
         """Every term's batch and losses."""
-        measured = _Measured.of(rows, logps)
         made = []
         for term in self.loss.terms:
             batch = self._batch(term, rows, measured, pooling)
@@ -48,9 +47,9 @@ class Task:
             made.append(Part(term, batch, losses, self.items(term, rows)))
         return made
 
-    def batch(self, rows: RowBatch, logps: Sequence[Tensor], pooling: Pooling = alone) -> Batch:
+    def batch(self, rows: RowBatch, measured: "Measured", pooling: Pooling = alone) -> Batch:
         """The first term's batch."""
-        return self._batch(self.loss.terms[0], rows, _Measured.of(rows, logps), pooling)
+        return self._batch(self.loss.terms[0], rows, measured, pooling)
 
     def items(self, term: Term, rows: RowBatch) -> int:
         """What a term's summed losses of a micro-batch are counted in."""
@@ -77,7 +76,7 @@ class Task:
     def _sides(self, term: Term) -> Mapping[str, str]:
         return term.objective.batch.sides[self.kind]
 
-    def _batch(self, term: Term, rows: RowBatch, measured: "_Measured", pooling: Pooling) -> Batch:
+    def _batch(self, term: Term, rows: RowBatch, measured: "Measured", pooling: Pooling) -> Batch:
         contract = term.objective.batch
         fields: dict[str, Tensor] = {}
         for name, side in self._sides(term).items():
@@ -88,6 +87,7 @@ class Task:
                 fields[f"ref_{name}"] = column(rows.reference)
             if contract.partial:
                 assert rows.token_reference is not None
+                assert measured.logps is not None
                 heads = measured.heads(rows)
                 fields[f"{name}_head"] = column(_summed(measured.logps, heads))
                 fields[f"ref_{name}_head"] = column(_summed(rows.token_reference, heads))
@@ -100,16 +100,17 @@ class Task:
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """A micro-batch's log-probs under the policy, and their sums over scored tokens."""
+class Measured:
+    """What the model gives for a micro-batch: log-probs of tokens and their sums over scored ones, or scores."""
 
-    logps: Tensor  # (S, longest)
     sums: Tensor  # (S,)
+    logps: Tensor | None = None  # (S, longest)
 
     @classmethod
-    def of(cls, rows: RowBatch, logps: Sequence[Tensor]) -> "_Measured":
+    def of(cls, rows: RowBatch, logps: Sequence[Tensor]) -> "Measured":
+        """From per-token log-probs of every branch."""
         padded = pad_sequence(list(logps), batch_first=True)
-        return cls(padded, _summed(padded, rows.scored))
+        return cls(_summed(padded, rows.scored), padded)
 
     def side(self, rows: RowBatch, side: str, *, grouped: bool) -> Callable[..., Tensor]:
         """Takes what is kept per branch, (S,), to what a field holds: (B,) of one side, or (B, K) of groups."""

@@ -17,7 +17,7 @@ from prefdata.logprobs.attention import TreePlan
 from prefdata.logprobs.layout import Layout, lay_out
 from prefdata.logprobs.score import gathered, stream
 from prefdata.logprobs.trees import Tree
-from prefdata.logprobs.wrappers import arguments, unwrapped
+from prefdata.logprobs.wrappers import arguments, scalar_head, unwrapped
 
 
 def rewards(model: Any, trees: Sequence[Tree], *, layout: Layout | None = None) -> Tensor:
@@ -53,8 +53,8 @@ def _each(model: Any, trees: Sequence[Tree], row: Layout) -> Sequence[Tensor]:
 
 def check_head(model: Any) -> None:
     """UserError unless the model gives one number."""
-    head = getattr(unwrapped(model), "score", None)
-    if not isinstance(head, torch.nn.Linear) or head.out_features != 1:
+    head = scalar_head(unwrapped(model))
+    if head is None or head.out_features != 1:
         raise UserError(
             f"{type(unwrapped(model)).__name__} has no head that gives one score: a reward model is a sequence classifier"
             " with one label."
@@ -63,8 +63,7 @@ def check_head(model: Any) -> None:
 
 def shared_forward(model: Any, trees: Sequence[Tree], *, layout: Layout | None = None) -> Tensor:
     """Every token of a tree once."""
-    head = unwrapped(model).score
-    device = head.weight.device
+    device = unwrapped(model).get_input_embeddings().weight.device
     row = layout or lay_out(trees, whole=True)
     plan = TreePlan(row, device, shared.prepare(model).kernel)
     every = _head_outputs(
@@ -81,7 +80,7 @@ def padded_forward(model: Any, trees: Sequence[Tree]) -> Tensor:
     """Every branch a row of its own, padded on the right: what the shared forward is measured against."""
     paths = [(*tree.trunk, *branch) for tree in trees for branch in tree.branches]
     width = max(map(len, paths))
-    device = unwrapped(model).score.weight.device
+    device = unwrapped(model).get_input_embeddings().weight.device
     input_ids = np.zeros((len(paths), width), np.int64)
     mask = np.zeros((len(paths), width), np.int64)
     for place, path in enumerate(paths):

@@ -27,7 +27,7 @@ from prefdata.logprobs.attention import KERNELS, NAME, TreePlan
 from prefdata.logprobs.head import target_logps
 from prefdata.logprobs.layout import Layout, lay_out
 from prefdata.logprobs.trees import Scores, Tree
-from prefdata.logprobs.wrappers import arguments, layers, unwrapped
+from prefdata.logprobs.wrappers import arguments, layers, scalar_head, unwrapped
 
 _log = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def _unable(inner: Any) -> str | None:
 def _wrapped(model: Any) -> str | None:
     """What stands against sharing in what is put around a model or on its head, at any time."""
     *wrappers, inner = layers(model)
-    head = inner.score if _gives_scores(inner) else inner.get_output_embeddings()
+    head: Any = scalar_head(inner) if _gives_scores(inner) else inner.get_output_embeddings()
     if any(hasattr(wrapper, "_orig_mod") for wrapper in wrappers):
         return "it is compiled"
     if any(isinstance(wrapper, FullyShardedDataParallel) for wrapper in wrappers) or isinstance(head.weight, DTensor):
@@ -200,7 +200,7 @@ def _wrapped(model: Any) -> str | None:
 
 def _gives_scores(inner: Any) -> bool:
     """Whether it is a sequence classifier, whose head stands where a language model has its vocabulary's."""
-    return inner.get_output_embeddings() is None and isinstance(getattr(inner, "score", None), torch.nn.Linear)
+    return inner.get_output_embeddings() is None and scalar_head(inner) is not None
 
 
 def _adapters(wrapper: Any) -> Iterable[Any]:

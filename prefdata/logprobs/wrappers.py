@@ -27,3 +27,15 @@ def unwrapped(model: Any) -> Any:
 def arguments(model: Any) -> set[str]:
     """What the forward of the transformers model takes, by name: of its class, whatever is wrapped around it."""
     return set(inspect.signature(type(unwrapped(model)).forward).parameters)
+
+
+def scalar_head(inner: Any) -> torch.nn.Linear | None:
+    """The layer that gives a sequence classifier's scores, as it is in use; None where there is none.
+
+    PEFT trains a copy of it beside the adapter.
+    """
+    head = getattr(inner, "score", None)
+    copies = getattr(head, "modules_to_save", None)
+    if copies is not None and head is not None:
+        head = dict(copies.items()).get(head.active_adapter, head.original_module)
+    return head if isinstance(head, torch.nn.Linear) else None

@@ -5,6 +5,7 @@ from trainers.objectives.knobs import Knob, Range
 from trainers.objectives.pairwise import dpo, ipo, ipo_mean
 from trainers.objectives.reference_free import orpo, simpo
 from trainers.objectives.registry import OBJECTIVES, Objective, find, objective
+from trainers.objectives.reward import reward
 from trainers.objectives.sft import sft
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ipo_mean",
     "objective",
     "orpo",
+    "reward",
     "sft",
     "simpo",
 ]

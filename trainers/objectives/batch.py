@@ -149,6 +149,22 @@ class PartialPair(ReferencedPair):
 
 
 @dataclass(frozen=True)
+class RewardPair(Batch):
+    """The scores that a reward model gives two completions of one prompt, the better one called chosen."""
+
+    sides: ClassVar[Mapping[str, Mapping[str, str]]] = Pair.sides
+    head = "score"
+    values: ClassVar[Mapping[str, Value]] = {"margin": Value("margin", default=0.0)}
+    reads = "pairs; trains a model with one score instead of a language model"
+
+    chosen: Tensor  # score of the better completion
+    rejected: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+    margin: Tensor  # how much better chosen is, in the unit of its source; 0 where unsaid
+
+
+@dataclass(frozen=True)
 class Judged(Batch):
     """A completion that was judged by itself, and its sum under the reference."""
 
