@@ -89,20 +89,19 @@ def load_model(
         return model.to(device or _default_device()).eval()  # type: ignore[no-any-return]
 
 
-def load_reward_model(
+def load_classifier(
     name: str,
     *,
     dtype: str = "float32",
     device: str | None = None,
     trust_remote_code: bool = False,
-    fresh_head_seed: int | None = None,
+    without_head: bool = False,
 ) -> "PreTrainedModel":
-    """A model with a head that gives one score, in eval mode, every dropout 0.
+    """A sequence classifier with one label, in eval mode, every dropout 0.
 
-    fresh_head_seed: draws the head's weights where the folder has none, as a language model has not, which becomes a
-    reward model by being trained as one. None: a folder without a head is refused.
+    without_head: the folder may be a language model's, which has no such head; what the head's weights are is then left
+    to chance. Otherwise a folder without a head is refused.
     """
-    import torch
     from transformers import AutoModelForSequenceClassification
 
     _check_dtype(dtype)
@@ -110,15 +109,14 @@ def load_reward_model(
     weight_files(source)
     config = _config_in(source, name, trust_remote_code)
     _drop_nothing(config)
-    if fresh_head_seed is not None:
+    if without_head:
         config.num_labels = 1
     elif config.num_labels != 1:
         raise UserError(
             f"model {name} has {config.num_labels} labels, and a reward model has one score: train one with"
             " python -m trainers.run --loss reward, or give another model."
         )
-    with _in_words(name), _no_progress_bar(), torch.random.fork_rng():
-        torch.manual_seed(fresh_head_seed or 0)
+    with _in_words(name), _no_progress_bar():
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             source.folder,
             config=config,
@@ -128,7 +126,7 @@ def load_reward_model(
             output_loading_info=True,
         )
         model, found = loaded
-        if fresh_head_seed is not None:
+        if without_head:
             found["missing_keys"] = {key for key in found["missing_keys"] if not key.startswith("score.")}
         _check_complete(name, found)
     text = model.config.get_text_config()

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from prefdata import models
 from prefdata.errors import UserError
 from prefdata.logprobs import Tree, rewards
+from prefdata.scorers import reward_model
 from tests.trainer_world import Talk, World, make_world, rows_of, stop_after, task_of
 from trainers import data
 from trainers.loop import idle, step
@@ -84,7 +84,7 @@ def test_a_run_leaves_a_model_with_one_score_that_ranks_what_it_saw(options: Opt
     result = train(replace(options, steps=30), say=talk)
     assert result.finished
     assert "step 0:" not in talk.text
-    model: Any = models.load_reward_model(str(result.folder))
+    model: Any = reward_model.load(str(result.folder))
     rows = rows_of(world.version, "reward", Path())
     batch = data.collate([rows[place] for place in range(len(rows))])
     with torch.no_grad():
@@ -97,14 +97,14 @@ def test_a_stopped_run_ends_in_the_same_weights(options: Options, tmp_path: Path
     clean = train(replace(options, out=str(tmp_path / "clean")), say=Talk())
     train(replace(options, out=str(tmp_path / "stopped")), say=stop_after(5))
     train(replace(options, out=str(tmp_path / "stopped")), say=Talk())
-    one, other = (models.load_reward_model(str(folder)).state_dict() for folder in (clean.folder, tmp_path / "stopped"))
+    one, other = (reward_model.load(str(folder)).state_dict() for folder in (clean.folder, tmp_path / "stopped"))
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_an_adapter_brings_its_head(options: Options) -> None:
     result = train(replace(options, lora_rank=2, merge=True, steps=6), say=Talk())
-    merged: Any = models.load_reward_model(str(result.folder))
-    fresh: Any = models.load_reward_model(options.model or world_model(options), fresh_head_seed=options.seed)
+    merged: Any = reward_model.load(str(result.folder))
+    fresh: Any = reward_model.load(options.model or world_model(options), fresh_head_seed=options.seed)
     assert not torch.equal(merged.score.weight, fresh.score.weight)
 
 
@@ -115,7 +115,7 @@ def world_model(options: Options) -> str:
 
 
 def test_how_a_step_is_cut_changes_nothing_and_an_idle_process_adds_nothing(world: World) -> None:
-    model: Any = models.load_reward_model(world.model, fresh_head_seed=0)
+    model: Any = reward_model.load(world.model, fresh_head_seed=0)
     rows, task = rows_of(world.version, "reward", Path()), task_of("reward")
     batch = data.collate([rows[place] for place in range(6)])
     together = step(model, batch, task).losses
@@ -135,6 +135,6 @@ def test_a_fresh_head_does_not_disturb_other_draws(world: World) -> None:
     torch.manual_seed(3)
     before = torch.rand(1)
     torch.manual_seed(3)
-    models.load_reward_model(world.model, fresh_head_seed=0)
+    reward_model.load(world.model, fresh_head_seed=0)
     assert torch.equal(torch.rand(1), before)
-    assert rewards(models.load_reward_model(world.model, fresh_head_seed=0), [Tree([1], [[2]])]).shape == (1,)
+    assert rewards(reward_model.load(world.model, fresh_head_seed=0), [Tree([1], [[2]])]).shape == (1,)

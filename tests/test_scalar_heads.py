@@ -10,16 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification
 
-from prefdata import models
 from prefdata.errors import UserError
 from prefdata.logprobs import Tree, rewards, scalar, score_rewards, shared
+from prefdata.scorers import reward_model
 from tests.test_logprobs import random_trees
 from tests.tiny_models import CONFIGS, VOCABULARY, save_tiny_model
 
 FAMILIES = ["llama", "qwen2", "qwen3", "phi3", "gpt2", "gemma3"]
 
 
-def reward_model(family: str = "llama", labels: int = 1) -> Any:
+def classifier(family: str = "llama", labels: int = 1) -> Any:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = CONFIGS[family]()
@@ -43,7 +43,7 @@ def alone(model: Any, trees: list[Tree]) -> Tensor:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_scores_and_gradients_are_those_of_each_branch_alone(family: str) -> None:
-    model, trees = reward_model(family), random_trees(branches=3, longest=6)
+    model, trees = classifier(family), random_trees(branches=3, longest=6)
     weights = torch.linspace(-1, 2, sum(len(tree.branches) for tree in trees))
     slopes = []
     values = []
@@ -63,7 +63,7 @@ IDS = st.lists(st.integers(0, 2), min_size=1, max_size=6)
 
 
 def test_random_trees_whatever_ids_end_their_branches() -> None:
-    model = reward_model()
+    model = classifier()
     shared.prepare(model)
 
     @given(st.lists(st.builds(Tree, IDS, st.lists(IDS, min_size=1, max_size=5)), min_size=1, max_size=3))
@@ -76,7 +76,7 @@ def test_random_trees_whatever_ids_end_their_branches() -> None:
 
 
 def test_scoring_keeps_order_whatever_the_batches() -> None:
-    model, trees, told = reward_model(), random_trees(20, branches=3), []
+    model, trees, told = classifier(), random_trees(20, branches=3), []
     found = score_rewards(model, trees, batch_tokens=40, tell=told.append)
     assert [len(each) for each in found] == [len(tree.branches) for tree in trees]
     with torch.no_grad():
@@ -85,7 +85,7 @@ def test_scoring_keeps_order_whatever_the_batches() -> None:
 
 
 def test_each_token_runs_once() -> None:
-    model = reward_model()
+    model = classifier()
     shared.prepare(model)
     seen: list[int] = []
     model.get_input_embeddings().register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].numel()))
@@ -93,7 +93,7 @@ def test_each_token_runs_once() -> None:
     assert seen == [10 + 4]
 
 
-@pytest.mark.parametrize("model", [reward_model(labels=2), torch.nn.Linear(2, 2)])
+@pytest.mark.parametrize("model", [classifier(labels=2), torch.nn.Linear(2, 2)])
 def test_what_gives_no_single_score_is_refused(model: Any) -> None:
     with pytest.raises(UserError, match="one label"):
         rewards(model, [Tree([1], [[2]])])
@@ -101,13 +101,13 @@ def test_what_gives_no_single_score_is_refused(model: Any) -> None:
 
 def test_a_language_model_gets_a_head_that_its_seed_decides_and_none_without(tmp_path: Any) -> None:
     folder = str(save_tiny_model(tmp_path / "model"))
-    one, same, other = (models.load_reward_model(folder, fresh_head_seed=seed) for seed in (1, 1, 2))
+    one, same, other = (reward_model.load(folder, fresh_head_seed=seed) for seed in (1, 1, 2))
     assert torch.equal(one.score.weight, same.score.weight)
     assert not torch.equal(one.score.weight, other.score.weight)
     with pytest.raises(UserError, match="reward model has one score"):
-        models.load_reward_model(folder)
+        reward_model.load(folder)
     one.save_pretrained(tmp_path / "rm")
-    again = models.load_reward_model(str(tmp_path / "rm"))
+    again = reward_model.load(str(tmp_path / "rm"))
     trees = [Tree([1, 2], [[VOCABULARY - 1], [3, 4]])]
     with torch.no_grad():
         assert torch.equal(rewards(again, trees), rewards(one, trees))

@@ -6,6 +6,7 @@ from transformers import GenerationConfig
 
 from prefdata import models
 from prefdata.errors import UserError
+from prefdata.scorers import reward_model
 from prefdata.tokens import Renderer
 from trainers import lora
 from trainers.loop import Loop, set_dropout
@@ -21,9 +22,7 @@ def load(plan: "Plan", say: Say) -> Any:
     config, options = plan.config, plan.options
     model: Any
     if plan.loss.head == "score":
-        model = models.load_reward_model(
-            plan.model, trust_remote_code=options.trust_remote_code, fresh_head_seed=options.seed
-        )
+        model = reward_model.load(plan.model, trust_remote_code=options.trust_remote_code, fresh_head_seed=options.seed)
     else:
         model = models.load_model(plan.model, dtype="float32", trust_remote_code=options.trust_remote_code)
     if options.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):

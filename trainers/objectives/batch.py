@@ -155,7 +155,7 @@ class RewardPair(Batch):
     sides: ClassVar[Mapping[str, Mapping[str, str]]] = Pair.sides
     head = "score"
     values: ClassVar[Mapping[str, Value]] = {"margin": Value("margin", default=0.0)}
-    reads = "pairs; trains a model with one score instead of a language model"
+    reads = "pairs; trains a model with one score"
 
     chosen: Tensor  # score of the better completion
     rejected: Tensor
