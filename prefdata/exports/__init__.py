@@ -62,10 +62,8 @@ def export(
 def _splits(version: Version, asked: Sequence[str]) -> list[str]:
     """In the version's own order."""
     there = version.splits
-    missing = [split for split in asked if split not in there]
-    if missing or not there:
-        named = f"no {missing[0]!r} rows" if missing else "no rows"
-        raise UserError(f"{version.name} has {named}; it holds: {', '.join(there) or 'none'}")
+    if missing := [split for split in asked if split not in there]:
+        raise UserError(f"{version.name} has no {missing[0]!r} rows; it holds: {', '.join(there)}")
     return [split for split in there if not asked or split in asked]
 
 

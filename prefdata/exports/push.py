@@ -64,7 +64,8 @@ def push(folder: Path, repo: str, api: Any, *, private: bool = False, message: s
     except BUGS:
         raise
     except Exception as error:  # the client raises what its network library raises, and kinds of its own
-        found = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".")
+        told = getattr(error, "server_message", None) or str(error).strip() or "no reason given"
+        found = told.splitlines()[0].rstrip(".")
         raise Unreachable(
             f"{folder} is written, but the hub did not take it as {repo} ({type(error).__name__}: {found}); "
             "the same command tries again."
