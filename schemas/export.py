@@ -17,7 +17,6 @@ class Origin(TypedDict):
 
     version: str
     kind: str
-    url: str
     logical_hash: str
     seal: str  # of its manifest: covers every byte of it
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from prefdata import cli, exports, versions
@@ -364,7 +365,7 @@ def test_an_export_says_what_it_is(target: str, world: World, tmp_path: Path) ->
 # -- whole or not at all --------------------------------------------------------------------------------------------
 
 
-def many(root: Path, count: int = 30) -> Version:
+def many(root: Path | str, count: int = 30) -> Version:
     return publish(root, train=[pair([n, 1], [n, 2], prompt=f"p{n}") for n in range(count)], test=[pair([1], [2])])
 
 
@@ -389,9 +390,11 @@ def test_a_folder_with_anything_else_is_refused(target: str, tmp_path: Path) -> 
     version, other = many(tmp_path / "data"), many(tmp_path / "data", 5)
     exports.export(version, target, out=str(tmp_path / "out"))
     others = "jsonl" if target != "jsonl" else "openai"
-    with pytest.raises(UserError, match="is there and is not v2"):
-        exports.export(other, target, out=str(tmp_path / "out"))
-    with pytest.raises(UserError, match=f"is there and is not v1 .* for {others}"):
+    namesake = many(tmp_path / "elsewhere", 5)
+    for another in (other, namesake):
+        with pytest.raises(UserError, match=f"is there and is not {another.url} "):
+            exports.export(another, target, out=str(tmp_path / "out"))
+    with pytest.raises(UserError, match=f"is there and is not .*/v1 .* for {others}"):
         exports.export(version, others, out=str(tmp_path / "out"))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
@@ -473,8 +476,20 @@ def test_a_version_is_read_and_written_file_by_file(tmp_path: Path, monkeypatch:
     assert told[-10:] == ["read", "8"] * 3 + ["read", "6", "read", "1"]
     parts = sorted(path.name for path in (tmp_path / "train").iterdir())
     assert parts == [f"part-{n:05d}.parquet" for n in range(4)]
-    found = pa.concat_tables([pa.parquet.read_table(tmp_path / "train" / part, columns=["row_id"]) for part in parts])
+    found = pa.concat_tables([pq.read_table(tmp_path / "train" / part, columns=["row_id"]) for part in parts])
     assert found.equals(version.table("train", ["row_id"]).cast(found.schema))
+
+
+def test_a_version_in_an_object_store_is_exported_to_a_folder_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    version = many(f"memory://{tmp_path.name}/data")
+    for target in registry.TARGETS:
+        made = exports.export(version, target)
+        assert made.folder == Path("exports", "memory", tmp_path.name, "data", f"v1-{target}")
+        assert made.rows == {"train": 30, "test": 1}
+    assert verify(versions.find(f"{tmp_path}/{Path('exports', 'memory', tmp_path.name, 'data', 'v1-hf')}")) == []
 
 
 def test_a_damaged_version_is_not_exported(tmp_path: Path) -> None:

@@ -205,6 +205,29 @@ def test_kto_is_trls_own_on_the_stored_tokens(
         assert max(entry["kl"] for entry in ours.state.log_history if "kl" in entry) > 0.1
 
 
+def test_dpo_takes_a_streamed_data_set_and_evaluates(chat_world: ChatWorld, policy: str, tmp_path: Path) -> None:
+    from trl import DPOConfig
+
+    from examples.with_trl.stored_reference import StoredReferenceDPOTrainer
+
+    given = rows(chat_world.pairs, tmp_path)
+    trainer = StoredReferenceDPOTrainer(
+        models.load_model(policy),
+        DPOConfig(**settings(tmp_path, max_steps=1, learning_rate=0.0)),
+        given.to_iterable_dataset(),
+        given,
+        processing_class=tokenizer(policy),
+    )
+    assert len(losses(trainer)) == 1
+    table = chat_world.pairs.table("train")
+    scored = with_reference(table, policy)
+    names = ("chosen", "rejected", "ref_chosen", "ref_rejected")
+    sums = [torch.tensor(each[f"ref_{side}_logps"].to_pylist()) for each in (scored, table) for side in names[:2]]
+    tokens = {f"{side}_tokens": torch.tensor(table[f"{side}_tokens"].to_pylist()) for side in names[:2]}
+    expected = dpo(ReferencedPair(**dict(zip(names, sums, strict=True)), **tokens)).mean().item()
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-4)
+
+
 def test_kto_refuses_a_model_that_is_not_the_reference(chat_world: ChatWorld, policy: str, tmp_path: Path) -> None:
     from trl import KTOConfig
 

@@ -12,8 +12,9 @@
 
 Written for TRL 1.16. As they come, its trainers tokenise the text again (with what the template writes after the end of a
 turn), cut rows at `max_length`, and run the reference model over every row or in every step. Here the stored ids are
-what is trained, nothing is cut, and no reference model is loaded for DPO. The policy may be any model with the version's
-tokenizer. The losses, metrics and everything else are TRL's own.
+what is trained, nothing is cut, and DPO runs no reference model (under FSDP, TRL loads one and drops it again). The policy
+may be any model with the version's tokenizer; DPO also takes a streamed data set, which TRL's precomputing does not.
+The losses, metrics and everything else are TRL's own.
 
 Not read: `preference` (the probability that chosen is better) and `weight`, for which TRL's losses have no place.
 """
@@ -41,7 +42,8 @@ class StoredReferenceDPOTrainer(DPOTrainer):
 
     It takes what DPOTrainer takes, but for a reference model. `precompute_ref_log_probs` is on: that is how DPOTrainer
     reads log-probs from its rows. Any `loss_type` that needs no more than sums works; `ld_alpha`, which weighs
-    tokens one by one, is refused. A row longer than `max_length` is refused too: its stored sums are of the whole.
+    tokens one by one, is refused. A row longer than `max_length` is refused too: its stored sums are of the whole. Rows to
+    evaluate on are given at the start: once it has trained, TRL's `evaluate` takes no others without a reference model.
     """
 
     def __init__(

@@ -84,7 +84,7 @@ def _is_there(place: Path, target: Target, version: Version, splits: Sequence[st
     if place.is_dir() and target.holds(place, version, splits):
         return True
     raise UserError(
-        f"{place} is there and is not {version.name} ({', '.join(splits)}) for {target.name}: give another folder with -o, "
+        f"{place} is there and is not {version.url} ({', '.join(splits)}) for {target.name}: give another folder with -o, "
         "or move that one away."
     )
 

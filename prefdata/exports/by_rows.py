@@ -184,7 +184,6 @@ def _manifest(target: str, version: Version, written: _Written, files: Files) ->
     origin: Origin = {
         "version": version.name,
         "kind": version.kind,
-        "url": version.url,
         "logical_hash": version.logical_hash,
         "seal": manifest["seal"],
     }

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from prefdata.exports.by_rows import RowTarget
 from prefdata.exports.target import Form, Mapped
@@ -118,7 +119,7 @@ def _replaced(rows: pa.Table, name: str, turns: list[list[str]]) -> pa.Table:
 def _ids_and_labels(table: pa.Table) -> tuple[pa.Array, pa.Array]:
     """Both (rows) lists of int32: all tokens of a row, and the same with every token that is not scored ignored."""
     answer = table["completion_ids"].combine_chunks()
-    values = np.where(scored(table, "completion"), pa.compute.list_flatten(answer).to_numpy(), IGNORED).astype(np.int32)
+    values = np.where(scored(table, "completion"), pc.list_flatten(answer).to_numpy(), IGNORED).astype(np.int32)
     labels = pa.ListArray.from_arrays(_offsets(answer), values)
     frame = pl.DataFrame({"prompt": table["prompt_ids"], "answer": answer, "labels": labels})
     ignored = pl.col("prompt").list.eval(pl.element() * 0 + IGNORED)
@@ -127,7 +128,7 @@ def _ids_and_labels(table: pa.Table) -> tuple[pa.Array, pa.Array]:
 
 
 def _offsets(lists: pa.Array) -> pa.Array:
-    lengths = pa.compute.list_value_length(lists).to_numpy()
+    lengths = pc.list_value_length(lists).to_numpy()
     return pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int32())
 
 
