@@ -8,16 +8,18 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 import torch
 from torch.testing import assert_close
 
 from prefdata import exports, models
 from prefdata.versions import Version
+from schemas.columns import TOKEN_IDS
 from tests.export_world import World as ChatWorld
 from tests.export_world import ingested, save_chat_model, text_pairs
 from tests.tiny_models import save_llama
-from tests.tiny_world import save_model, with_reference
+from tests.tiny_world import publish, save_model, with_reference
 from tests.trainer_world import World
 from trainers.objectives.batch import ReferencedPair
 from trainers.objectives.pairwise import dpo
@@ -226,6 +228,44 @@ def test_dpo_takes_a_streamed_data_set_and_evaluates(chat_world: ChatWorld, poli
     tokens = {f"{side}_tokens": torch.tensor(table[f"{side}_tokens"].to_pylist()) for side in names[:2]}
     expected = dpo(ReferencedPair(**dict(zip(names, sums, strict=True)), **tokens)).mean().item()
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_kto_reads_frozen_partners_and_their_stored_sums(chat_world: ChatWorld, policy: str, tmp_path: Path) -> None:
+    """The partners are those that TRL would take, so that the losses are TRL's; no reference model is there."""
+    from trl import KTOConfig, KTOTrainer
+
+    from examples.with_trl.stored_reference import StoredReferenceKTOTrainer
+
+    table = chat_world.unpaired.table("train")
+    answers = table["completion_ids"].to_pylist()
+    groups = [answers[start : start + 4] for start in range(0, len(answers), 4)]
+    partners = [answer for group in groups for answer in (group[-1], *group[:-1])]
+    mismatched = table.set_column(
+        table.schema.get_field_index("completion_ids"), "completion_ids", pa.array(partners, TOKEN_IDS)
+    )
+    with_partners = table.append_column("partner_ids", mismatched["completion_ids"]).append_column(
+        "ref_partner_logps", with_reference(mismatched, chat_world.model)["ref_completion_logps"]
+    )
+    version = publish(tmp_path / "data", {"train": with_partners}, chat_world.model, kind="unpaired")
+    given = rows(version, tmp_path)
+    common = {"train_dataset": given, "processing_class": tokenizer(policy)}
+    # no arguments of the template are recorded here, so that TRL is handed the rows that have them
+    theirs = {**common, "train_dataset": rows(chat_world.unpaired, tmp_path / "theirs")}
+    live = KTOTrainer(
+        models.load_model(policy),
+        ref_model=models.load_model(chat_world.model),
+        args=KTOConfig(**settings(tmp_path)),
+        **theirs,
+    )
+    ours = StoredReferenceKTOTrainer(models.load_model(policy), KTOConfig(**settings(tmp_path)), **common)
+    assert ours.ref_model is None
+    assert ours.train_dataset["KL_completion_ids"][:] == partners
+    assert_equal_losses(losses(ours), losses(live))
+    short = StoredReferenceKTOTrainer(
+        models.load_model(policy), KTOConfig(**settings(tmp_path, max_length=16)), **common
+    )
+    with pytest.raises(ValueError, match="max_length is 16"):
+        short.train()
 
 
 def test_kto_refuses_a_model_that_is_not_the_reference(chat_world: ChatWorld, policy: str, tmp_path: Path) -> None:

@@ -32,7 +32,12 @@ PAIR_COLUMNS = ("prompt_ids", "chosen_ids", "rejected_ids", "ref_chosen_logps", 
 PAIR_MASKS = ("chosen_loss_mask", "rejected_loss_mask")
 UNPAIRED_COLUMNS = ("prompt_ids", "completion_ids", "label", "ref_completion_logps")
 UNPAIRED_MASKS = ("completion_loss_mask",)
-PARTNER_COLUMNS = ("KL_completion_ids", "KL_loss_mask")
+# a partner as a version freezes it, and as TRL reads it: tokens, mask, the reference's sum
+PARTNER_COLUMNS = {
+    "partner_ids": "KL_completion_ids",
+    "partner_loss_mask": "KL_loss_mask",
+    "ref_partner_logps": "ref_KL_logps",
+}
 _SAME_MODEL = 0.05  # nats per token, over a batch: more lies between two models than between two ways to run one
 _ANY_ID = 0  # padding is neither attended to nor scored
 
@@ -79,29 +84,37 @@ class StoredReferenceKTOTrainer(KTOTrainer):
     order, the answers move on by one prompt (the first prompt gets the last answer), the policy reads these sequences in
     every step, and the mean goes over the batches of all processes. So rows are read in order and never shuffled between
     epochs; shuffle the data set before it is handed over. `r` reads the stored `ref_completion_logps`. Which answer meets
-    which prompt depends on the batch size and the order, so log ref(y_{i-1} | x_i) can't stand in a version: it is
+    which prompt depends on the batch size and the order, so a version does not know log ref(y_{i-1} | x_i): it is
     computed here, once before training, with half of the forwards that TRL needs (the matched pairs are not run again).
     For that the model must be the reference at the start, or the reference is given as `ref_model`; the first batch is
-    compared with the stored sums, and another model is refused. With `loss_type="apo_zero_unpaired"` there is no KL term
-    and the reference is not run at all.
+    compared with the stored sums, and another model is refused.
 
-    A row longer than `max_length` is refused; a mismatched sequence that is longer is cut there, as TRL does.
+    The reference is not run at all with `loss_type="apo_zero_unpaired"`, which has no KL term, nor where the rows carry a
+    frozen partner and its sum (`partner_ids`, `ref_partner_logps`): then that takes the place of y_{i-1}.
+
+    A row longer than `max_length` is refused; a mismatched sequence that is longer is cut there, as TRL does, unless its
+    sum is a stored one.
     """
 
     def __init__(
         self, model: Any, args: KTOConfig, train_dataset: Any, eval_dataset: Any = None, **further: Any
     ) -> None:
         args.precompute_ref_log_probs = True
-        further.setdefault("data_collator", UnpairedCollator(_ANY_ID, args.max_length))
+        self._collator = further.setdefault("data_collator", UnpairedCollator(_ANY_ID, args.max_length))
         self._compared = False
         super().__init__(model, args=args, train_dataset=train_dataset, eval_dataset=eval_dataset, **further)
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: KTOConfig, dataset_name: str) -> Any:
         """The stored ids as they are, and beside each answer the one before it in its batch."""
         rows = _stored(dataset, UNPAIRED_COLUMNS, UNPAIRED_MASKS)
-        if self.calculate_KL and PARTNER_COLUMNS[0] not in rows.column_names:
-            rows = rows.map(_moved_on, batched=True, batch_size=args.per_device_train_batch_size)
-        return rows
+        if not self.calculate_KL or "KL_completion_ids" in rows.column_names:
+            return rows
+        if {"partner_ids", "ref_partner_logps"} <= {*rows.column_names}:
+            self._collator.partners_are_whole = True
+            return rows.rename_columns(
+                {name: PARTNER_COLUMNS[name] for name in PARTNER_COLUMNS if name in rows.column_names}
+            )
+        return rows.map(_moved_on, batched=True, batch_size=args.per_device_train_batch_size)
 
     def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
         """Of mismatched pairs alone."""
@@ -128,9 +141,8 @@ class StoredReferenceKTOTrainer(KTOTrainer):
         self._signature_columns: Any = [
             *UNPAIRED_COLUMNS,
             *UNPAIRED_MASKS,
-            *PARTNER_COLUMNS,
+            *PARTNER_COLUMNS.values(),
             "ref_logps",
-            "ref_KL_logps",
         ]
 
 
@@ -151,9 +163,12 @@ class PairCollator(DataCollatorForPreference):
 class UnpairedCollator(DataCollatorForUnpairedPreference):
     """Batches of judged answers with their stored sums; masks as in `PairCollator`."""
 
+    partners_are_whole: bool = False  # their sums are stored, so none may be cut
+
     def torch_call(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """As its parent; `ref_logps` are the stored sums."""
-        _refuse_longer(examples, "completion_ids", self.max_length)
+        for answer in ("completion_ids", *(("KL_completion_ids",) if self.partners_are_whole else ())):
+            _refuse_longer(examples, answer, self.max_length)
         batch: dict[str, Any] = super().torch_call(examples)
         batch["ref_logps"] = torch.tensor([example["ref_completion_logps"] for example in examples])
         _mask(batch["completion_mask"], examples, "completion_loss_mask")
@@ -170,7 +185,7 @@ def _stored(dataset: Any, columns: tuple[str, ...], masks: tuple[str, ...]) -> A
             f"the rows lack {', '.join(missing)}: make a version with `python -m flows.add_reference`, and export that with "
             "`prefdata export VERSION --to trl`"
         )
-    wanted = {*columns, *masks, *PARTNER_COLUMNS, "ref_logps", "ref_KL_logps"}
+    wanted = {*columns, *masks, *PARTNER_COLUMNS, *PARTNER_COLUMNS.values(), "ref_logps"}
     return dataset.select_columns([name for name in dataset.column_names if name in wanted])
 
 

@@ -32,6 +32,8 @@ CONVERSATION = pa.list_(pa.json_())
 
 _IDENTITY = ("row_id", "prompt_id")
 _ORIGIN = ("method", "source", "license")
+# of unpaired rows, where a version has them: the frozen answer to another prompt that KTO's KL term reads
+_PARTNER = ("partner_ids", "partner_loss_mask", "ref_partner_logps")
 
 
 def form(version: Version) -> Form:
@@ -44,6 +46,7 @@ def form(version: Version) -> Form:
         *("prompt_ids", *(f"{side}_ids" for side in sides)),
         *(f"{side}_loss_mask" for side in sides),
         *(name for name in REFERENCE[kind].names if not name.endswith("_token_logps")),
+        *_PARTNER,
         *("chosen_score", "rejected_score", "margin", "preference", "weight"),
         *_ORIGIN,
     ]
