@@ -66,7 +66,7 @@ def text(manifest: Manifest, schema: pa.Schema) -> str:
 
 
 def _front_matter(manifest: Manifest, splits: Sequence[str]) -> str:
-    lines = ["---", f"pretty_name: {json.dumps(manifest['version'])}", *_license_lines(manifest["sources"])]
+    lines = ["---", f"pretty_name: {json.dumps(manifest['version'])}", *license_lines(manifest["sources"])]
     configs = [("default", splits)] if splits else []
     if manifest["counts"]["rows_in"]:
         configs.append(("ledger", ["ledger"]))
@@ -79,7 +79,8 @@ def _front_matter(manifest: Manifest, splits: Sequence[str]) -> str:
     return "\n".join([*lines, "---"])
 
 
-def _license_lines(sources: Iterable[Mapping[str, Any]]) -> list[str]:
+def license_lines(sources: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The front matter's lines on the licence: what the sources state, in the hub's spelling where it has one."""
     stated = licenses(sources)
     spelled = [name.lower() for name in stated]
     if not stated:
@@ -150,9 +151,9 @@ def _origin(manifest: Manifest) -> str:
     told = [[name, f"`{_json(value)}`"] for name, value in facts.items() if value not in (None, {}, [])]
     fields = ("name", "format", "rows", "license", "origin", "sha256")
     sources = [[source.get(field) for field in fields] for source in manifest["sources"]]
-    parts = ["## Where it comes from", _table(["what", "value"], told)]
+    parts = ["## Where it comes from", markdown_table(["what", "value"], told)]
     if sources:
-        parts.append(_table(["source", *fields[1:]], sources[:MOST_SOURCES]))
+        parts.append(markdown_table(["source", *fields[1:]], sources[:MOST_SOURCES]))
     if len(sources) > MOST_SOURCES:
         parts.append(f"... and {len(sources) - MOST_SOURCES:,} more; manifest.json lists them all.")
     return "\n\n".join(parts)
@@ -176,15 +177,15 @@ def _counts(counts: Counts) -> str:
     parts = [
         f"{counts['rows_in']:,} rows went in: {counts['kept']:,} kept (at least one row here was made from each) and "
         f"{counts['set_aside']:,} set aside.",
-        _table(["stage", "rows in", "kept", "set aside"], stages),
+        markdown_table(["stage", "rows in", "kept", "set aside"], stages),
     ]
     if reasons:
-        parts.append(_table(["stage", "reason", "rows", "meaning"], reasons))
+        parts.append(markdown_table(["stage", "reason", "rows", "meaning"], reasons))
     return "## Counts\n\n" + "\n\n".join(parts)
 
 
 def _columns(schema: pa.Schema) -> str:
-    return _table(
+    return markdown_table(
         ["column", "type", "meaning"], [[f"`{field.name}`", _type(field.type), _meaning(field)] for field in schema]
     )
 
@@ -210,7 +211,8 @@ def _license(sources: Sequence[Mapping[str, Any]]) -> str:
     return f"## Licence\n\n{sentence} The column `license` holds it row by row."
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown; no cell can break out of its row."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(_cell(value) for value in line) + " |" for line in lines)
 

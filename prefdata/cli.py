@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -457,6 +458,70 @@ def report(args: argparse.Namespace) -> int:
     warnings = "no warnings" if not made.alarms else f"{made.alarms} warning{'s' * (made.alarms > 1)}"
     print(_printable(f"{where}: {warnings}"))
     return SOUND
+
+
+@command(
+    _VERSION,
+    argument(
+        "--to",
+        required=True,
+        metavar="TARGET",
+        help="trl, llama-factory or openai (each in its own layout), jsonl (every column), or hf (the version itself)",
+    ),
+    argument(
+        "-o",
+        "--out",
+        metavar="FOLDER",
+        help="a folder that is not there yet (default: VERSION-TARGET in exports, beside the versions)",
+    ),
+    argument(
+        "--split",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="export this split only; may be given again (default: all)",
+    ),
+    argument("--push", metavar="OWNER/NAME", help="then put the folder into this data set of the Hugging Face hub"),
+    argument("--private", action="store_true", help="make that data set a private one"),
+)
+def export(args: argparse.Namespace) -> int:
+    """Write a version in the layout that another trainer or service reads.
+
+    What the target has no place for is counted with the reason in _export.json, and told. The same export again is found.
+    """
+    from prefdata import exports
+    from prefdata import versions as store
+
+    if args.private and args.push is None:
+        raise UserError("--private is about the data set that --push names: give both, or neither")
+    api = None
+    if args.push is not None:
+        from prefdata.exports import push
+
+        api = push.hub_api(args.push)
+    version = store.find(args.version, root=args.root)
+    with _rows_done(version, args.split) as progress:
+        made = exports.export(version, args.to, out=args.out, splits=args.split, progress=progress)
+    held = ", ".join(f"{split} {rows:,}" for split, rows in made.rows.items())
+    print(_printable(f"{made.folder}: {held}{', already there' if made.was_there else ''}"))
+    if made.left_out:
+        told = ", ".join(f"{reason} {rows:,}" for reason, rows in made.left_out.items())
+        print(_printable(f"left out, as {args.to} can't hold them: {told}"), file=sys.stderr)
+    if args.push is not None:
+        pushed = push.push(made.folder, args.push, api, private=args.private, message=f"{version.name} for {args.to}")
+        print(_printable(f"{pushed.url}{': already there' if pushed.was_there else ''}"))
+    return SOUND
+
+
+@contextmanager
+def _rows_done(version: "Version", splits: Sequence[str]) -> Iterator[Callable[[int], object]]:
+    """A bar for whoever waits at a terminal."""
+    from tqdm import tqdm
+
+    rows = version.manifest["counts"]["rows"]
+    total = sum(rows.get(split, 0) for split in splits or rows)
+    with tqdm(total=total, unit=" rows", leave=False, disable=not sys.stderr.isatty()) as bar:
+        yield bar.update
 
 
 def _root_option() -> argparse.ArgumentParser:

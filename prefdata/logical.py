@@ -114,7 +114,7 @@ def _token_problems(table: pa.Table, side: str) -> list[str]:
         if pc.list_flatten(table[mask]).null_count:
             return [f"{mask} holds nulls"]
     problems = []
-    if not np.array_equal(_per_row(ids, _scored(table, side)), counted.to_numpy()):
+    if not np.array_equal(_per_row(ids, scored(table, side)), counted.to_numpy()):
         problems.append(f"{side}_tokens is not the number of scored tokens in {side}_ids")
     if side != "prompt" and not _holds(pc.greater_equal(counted, 1)):
         problems.append(f"{side}_tokens is below 1")
@@ -134,7 +134,7 @@ def _reference_problems(table: pa.Table, side: str, *, summed: bool) -> list[str
     if not _holds(pc.equal(pc.list_value_length(table[tokens]), pc.list_value_length(ids))):
         problems.append(f"{tokens} is not one value per token of {side}_ids")
     if summed and not problems and total in table.column_names:
-        sums = _per_row(ids, np.where(_scored(table, side), _values(table[tokens]), 0))
+        sums = _per_row(ids, np.where(scored(table, side), _values(table[tokens]), 0))
         wrong = np.abs(table[total].to_numpy() - sums) > _SUM_TOLERANCE * np.maximum(1, np.abs(sums))
         if wrong.any():
             problems.append(f"{total} is not the sum of {tokens} over the scored tokens in {wrong.sum()} rows")
@@ -165,7 +165,7 @@ def _per_row(lists: pa.ChunkedArray, values: np.ndarray) -> np.ndarray:
     return np.bincount(pc.list_parent_indices(lists).to_numpy(), values, minlength=len(lists))
 
 
-def _scored(table: pa.Table, side: str) -> np.ndarray:
+def scored(table: pa.Table, side: str) -> np.ndarray:
     """Which tokens are scored, one row after the other; where a row has no mask, all."""
     lengths = pc.list_value_length(table[f"{side}_ids"]).to_numpy()
     scored = np.ones(lengths.sum(), bool)

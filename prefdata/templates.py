@@ -88,7 +88,7 @@ class ChatTemplate:
         variables = dict(self.special_tokens) | dict(self.args)
         if CLOCK in variables:
             variables[CLOCK] = datetime.fromisoformat(variables[CLOCK]).strftime
-        turns = [_turn(message) for message in messages]
+        turns = [template_turn(message) for message in messages]
         try:
             text: str = _compiled(self._text(tools)).render(
                 messages=turns, tools=_tools(tools), documents=None, add_generation_prompt=header, **variables
@@ -164,7 +164,8 @@ def _compiled(text: str) -> Any:
     return _compile_jinja_template(text)
 
 
-def _turn(message: Message) -> dict[str, Any]:
+def template_turn(message: Message) -> dict[str, Any]:
+    """A message as a chat template reads it: only the keys that are set, tool calls as objects. May raise Malformed."""
     turn: dict[str, Any] = message.as_dict()
     if message.tool_calls is not None:
         turn["tool_calls"] = [_tool_call(call) for call in _json_list(message.tool_calls, "tool_calls")]

@@ -96,13 +96,14 @@ class Version:
     def read(self, entry: FileEntry, columns: Sequence[str] | None = None) -> pa.Table:
         """One Parquet file. DamagedVersion if its bytes are not those that were published."""
         wanted = None if columns is None else list(columns)
-        return parquet.read(self._bytes(entry), wanted)
+        return parquet.read(self.content(entry), wanted)
 
     def check(self, entry: FileEntry) -> None:
         """DamagedVersion if a file is not as it was published."""
-        self._bytes(entry)
+        self.content(entry)
 
-    def _bytes(self, entry: FileEntry) -> bytes:
+    def content(self, entry: FileEntry) -> bytes:
+        """A file's bytes. DamagedVersion if they are not those that were published."""
         try:
             data = self.storage.read(entry["path"])
         except FileNotFoundError:
@@ -137,7 +138,7 @@ class Version:
         """The Arrow schema of the row files, meanings included."""
         for split in SPLITS:
             for entry in self.files(split):
-                return pq.read_schema(pa.BufferReader(self._bytes(entry)))
+                return pq.read_schema(pa.BufferReader(self.content(entry)))
         return pa.schema([])
 
     def ledger(self) -> pa.Table:

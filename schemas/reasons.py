@@ -56,4 +56,10 @@ REASONS: dict[str, str] = {
     "segment_unchanged": "every redraw of the segment gave back the original tokens",
     "nothing_to_regenerate": "the answer has no content token to regenerate",
     "not_finite": "the reference gave a log-prob that is not finite",
+    # export: what a target's own layout has no place for
+    "several_messages": "a side is not one assistant message, and the target takes exactly one",
+    "role_not_taken": "the target has no name for the role of a turn",
+    "roles_out_of_order": "the turns do not alternate as the target's reader wants them",
+    "text_beside_tool_calls": "a turn has text and tool calls, and the target takes one of them",
+    "tool_call_unfit": "a tool call, or the answer to one, lacks what the target asks of it",
 }

@@ -10,10 +10,11 @@ from tests.s3_server import s3, s3_server
 
 if TYPE_CHECKING:
     from prefdata.versions import Version
+    from tests.export_world import World as ChatWorld
     from tests.trainer_world import World
     from trainers.options import Options
 
-__all__ = ["model", "options", "prefect_server", "s3", "s3_server", "small_world", "version", "world"]
+__all__ = ["chat_world", "model", "options", "prefect_server", "s3", "s3_server", "small_world", "version", "world"]
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +31,14 @@ def small_world(tmp_path_factory: pytest.TempPathFactory) -> "World":
     from tests.trainer_world import make_world
 
     return make_world(tmp_path_factory.mktemp("small_world"), plain=16, masked=5, held_out=5)
+
+
+@pytest.fixture(scope="session")
+def chat_world(tmp_path_factory: pytest.TempPathFactory) -> "ChatWorld":
+    """A version of each kind, ingested for a model with a chat template."""
+    from tests.export_world import make_world
+
+    return make_world(tmp_path_factory.mktemp("chat_world"))
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from prefdata import cli, report, stats, versions
+from prefdata import beside, cli, report, stats, versions
 from prefdata.errors import UserError
 from prefdata.report import (
     alarms,
@@ -730,7 +730,7 @@ def test_no_root_writes_over_the_page_of_another(tmp_path: Path, monkeypatch: py
     written = [report.write(report.report_version(publish(root))) for root in roots]
     assert len({Path(place).resolve() for place in written}) == len(roots)
     assert all(Path(place).resolve().is_relative_to(tmp_path / "reports") for place in written)
-    assert report._as_name("..") == "%2E%2E"
+    assert beside._as_name("..") == "%2E%2E"
 
 
 def test_a_changed_file_is_not_reported_on(tmp_path: Path) -> None:

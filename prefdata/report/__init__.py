@@ -7,9 +7,9 @@ the run folder.
 
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote
 
 from prefdata import versions
+from prefdata.beside import beside
 from prefdata.storage import Storage
 from prefdata.versions import Version
 
@@ -40,7 +40,7 @@ def report_version(version: Version, *, out: str | None = None) -> Report:
     from prefdata.report import of_version
 
     page = of_version.page(version)
-    return Report(page.html, out or str(_reports(version) / f"{version.name}.html"), page.alarms)
+    return Report(page.html, out or str(beside(version, FOLDER) / f"{version.name}.html"), page.alarms)
 
 
 def write(made: Report) -> str:
@@ -49,16 +49,3 @@ def write(made: Report) -> str:
     storage = Storage(folder or ("/" if made.place.startswith("/") else "."))
     storage.write(name, made.html.encode("utf-8"))
     return f"{storage.url}/{name}"
-
-
-def _reports(version: Version) -> Path:
-    if version.storage.local:
-        root = Path(version.root)
-        return root.parent / FOLDER / root.name
-    scheme, _, place = version.root.partition("://")
-    return Path(FOLDER, scheme, *(_as_name(part) for part in place.split("/") if part))
-
-
-def _as_name(part: str) -> str:
-    """A part of a URL as the name of a folder: another one for another part."""
-    return quote(part, safe="") if part.strip(".") else part.replace(".", "%2E")  # .. would lead out of the folder

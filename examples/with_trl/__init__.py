@@ -1,0 +1,1 @@
+"""Training an export with TRL instead of `trainers.run`."""
