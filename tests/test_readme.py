@@ -123,7 +123,19 @@ def test_all_kinds_of_commands_on_versions_are_run() -> None:
     assert first_words == {
         *(
             f"prefdata {name}"
-            for name in ("sql", "stats", "show", "versions", "verify", "lineage", "tag", "gc", "diff", "report")
+            for name in (
+                "sql",
+                "stats",
+                "show",
+                "versions",
+                "verify",
+                "lineage",
+                "tag",
+                "gc",
+                "diff",
+                "report",
+                "export",
+            )
         ),
         "python -c",
     }
