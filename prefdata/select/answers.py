@@ -1,0 +1,61 @@
+"""What selections look at: one line for each completion of a version, without its text or tokens.
+
+row_id     the completion's
+prompt_id  what it answers
+score      what its scorer gave it; null: none
+tokens     its scored tokens
+answer     names its exact tokens: equal answers of a prompt share it
+greedy     whether it is the prompt's greedy completion
+"""
+
+import hashlib
+from collections.abc import Iterable
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+COLUMNS = ("row_id", "prompt_id", "score", "completion_tokens", "completion_ids", "method")
+GREEDY = "greedy"
+
+SCHEMA = {
+    "row_id": pl.String,
+    "prompt_id": pl.String,
+    "score": pl.Float64,
+    "tokens": pl.Int32,
+    "answer": pl.Binary,
+    "greedy": pl.Boolean,
+}
+
+
+def answers(tables: Iterable[pa.Table]) -> pl.DataFrame:
+    """The lines of a version's completions, in their order."""
+    found = [_lines(table) for table in tables]
+    return pl.concat(found) if found else pl.DataFrame(schema=SCHEMA)
+
+
+def _lines(table: pa.Table) -> pl.DataFrame:
+    score = table["score"] if "score" in table.column_names else pa.nulls(table.num_rows, pa.float64())
+    return pl.DataFrame(
+        {
+            "row_id": table["row_id"],
+            "prompt_id": table["prompt_id"],
+            "score": score,
+            "tokens": table["completion_tokens"],
+            "answer": [key for chunk in table["completion_ids"].chunks for key in _keys(chunk)],
+            "greedy": pl.Series(table["method"]) == GREEDY,
+        },
+        schema=SCHEMA,
+    )
+
+
+def _keys(chunk: pa.ListArray) -> list[bytes]:
+    values: Any = np.ascontiguousarray(chunk.values.to_numpy(zero_copy_only=False))
+    raw = memoryview(values).cast("B")
+    size = values.itemsize
+    return [
+        hashlib.blake2b(raw[start * size : end * size], digest_size=16).digest()
+        for start, end in pairwise(chunk.offsets.to_numpy().tolist())
+    ]
