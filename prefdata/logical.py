@@ -18,6 +18,7 @@ from schemas.stats import POSITIVE_LOGP
 BASE = {kind.KIND: kind.BASE for kind in (pairs, completions, unpaired)}
 REFERENCE = {kind.KIND: kind.REFERENCE for kind in (pairs, completions, unpaired)}
 SEGMENT = {pairs.KIND: pairs.SEGMENT}
+SELECTED = {pairs.KIND: pairs.SELECTED}
 SIDES = {pairs.KIND: ("chosen", "rejected"), completions.KIND: ("completion",), unpaired.KIND: ("completion",)}
 
 _LABELS = (
@@ -91,7 +92,7 @@ def row_problems(kind: str, table: pa.Table) -> list[str]:
 
 def _schema_problems(kind: str, found: pa.Schema) -> list[str]:
     problems = [f"column {name} is absent" for name in BASE[kind].names if name not in found.names]
-    for group in (BASE, REFERENCE, SEGMENT):
+    for group in (BASE, REFERENCE, SEGMENT, SELECTED):
         for field in group.get(kind, ()):
             index = found.get_field_index(field.name)
             if index >= 0 and found.field(index).type != field.type:

@@ -78,6 +78,25 @@ SEGMENT = pa.schema(
     ]
 )
 
+SELECTED = pa.schema(
+    [
+        column("chosen_row_id", pa.string(), "row_id of the completion in the parent version that is chosen"),
+        column("rejected_row_id", pa.string(), "row_id of the completion in the parent version that is rejected"),
+        column("chosen_method", pa.string(), "how the chosen completion came about: human, sampled, greedy, ..."),
+        column("rejected_method", pa.string(), "how the rejected completion came about"),
+        column("chosen_generator", pa.string(), "model that wrote chosen, as its own row names it; null: unknown"),
+        column("rejected_generator", pa.string(), "model that wrote rejected, as its own row names it; null: unknown"),
+        column(
+            "score_band", pa.int32(), "difficulty by scores: 0 has the widest margins, the highest band the narrowest"
+        ),
+        column(
+            "reference_band",
+            pa.int32(),
+            "difficulty by the reference: 0 prefers chosen most (ref_chosen_logps - ref_rejected_logps), the highest band least",
+        ),
+    ]
+)
+
 REFERENCE = pa.schema(
     [
         column("ref_chosen_token_logps", TOKEN_LOGPS, "nats, log p_ref of every token of chosen_ids"),

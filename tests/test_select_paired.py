@@ -29,6 +29,7 @@ def table(rows: list[Answer]) -> pl.DataFrame:
             "tokens": [1 + tokens for _, _, tokens in rows],
             "answer": [bytes([tokens]) for _, _, tokens in rows],
             "greedy": [False] * len(rows),
+            "generator": [None] * len(rows),
         },
         schema=SCHEMA,
     )

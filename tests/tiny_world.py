@@ -104,6 +104,12 @@ def with_reference(rows: pa.Table, model: str) -> pa.Table:
     return reference.attach(rows, logprobs.score(models.load_model(model), reference.trees(rows)))
 
 
+def reference_entry(model: str) -> dict[str, Any]:
+    """What a manifest says of a reference."""
+    description = models.describe(model)
+    return {**description, "fingerprint": reference.fingerprint(description)}
+
+
 def publish(
     root: Path,
     splits: dict[str, pa.Table],
@@ -126,7 +132,7 @@ def publish(
         "sources": [],
         "tokenizer": tokenizer or Renderer.load(model).fingerprint,
         "generator": None,
-        "reference": models.describe(reference_model) if reference_model else None,
+        "reference": reference_entry(reference_model) if reference_model else None,
     }
     with versions.Staging(str(root), schema, "test") as staging:
         for split, rows in splits.items():

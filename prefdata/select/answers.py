@@ -6,6 +6,7 @@ score      what its scorer gave it; null: none
 tokens     its scored tokens
 answer     names its exact tokens: equal answers of a prompt share it
 greedy     whether it is the prompt's greedy completion
+generator  the model that wrote it, as its row names it; null: unknown
 """
 
 import hashlib
@@ -27,6 +28,7 @@ SCHEMA = {
     "tokens": pl.Int32,
     "answer": pl.Binary,
     "greedy": pl.Boolean,
+    "generator": pl.String,
 }
 
 
@@ -37,7 +39,10 @@ def answers(tables: Iterable[pa.Table]) -> pl.DataFrame:
 
 
 def _lines(table: pa.Table) -> pl.DataFrame:
-    score = table["score"] if "score" in table.column_names else pa.nulls(table.num_rows, pa.float64())
+    def nulls(kind: pa.DataType) -> pa.Array:
+        return pa.nulls(table.num_rows, kind)
+
+    score = table["score"] if "score" in table.column_names else nulls(pa.float64())
     return pl.DataFrame(
         {
             "row_id": table["row_id"],
@@ -46,6 +51,7 @@ def _lines(table: pa.Table) -> pl.DataFrame:
             "tokens": table["completion_tokens"],
             "answer": [key for chunk in table["completion_ids"].chunks for key in _keys(chunk)],
             "greedy": pl.Series(table["method"]) == GREEDY,
+            "generator": table["generator"] if "generator" in table.column_names else nulls(pa.string()),
         },
         schema=SCHEMA,
     )

@@ -1,0 +1,15 @@
+"""Publish a new version: pairs from the scored completions of an old one, by a rule; or its pairs that are clear enough.
+
+python -m flows.build_paired v5 --rule max_random_lower --min-margin 0.5
+"""
+
+import sys
+
+from flows.deployable import Deployable
+from prefdata.builds.paired import NAME, BuildPaired, Options
+
+deployable = Deployable(NAME, Options, BuildPaired, module="flows.build_paired", description=__doc__)
+build_paired = deployable.flow()
+
+if __name__ == "__main__":
+    sys.exit(deployable.main())
