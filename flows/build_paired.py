@@ -6,9 +6,9 @@ python -m flows.build_paired v5 --rule max_random_lower --min-margin 0.5
 import sys
 
 from flows.deployable import Deployable
-from prefdata.builds.paired import NAME, BuildPaired, Options
+from prefdata.builds.paired import NAME, Options, job
 
-deployable = Deployable(NAME, Options, BuildPaired, module="flows.build_paired", description=__doc__)
+deployable = Deployable(NAME, Options, job, module="flows.build_paired", description=__doc__)
 build_paired = deployable.flow()
 
 if __name__ == "__main__":

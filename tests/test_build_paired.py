@@ -10,9 +10,9 @@ import polars as pl
 import pytest
 
 from prefdata import models, versions
-from prefdata.builds import paired as build
+from prefdata.builds import pairing
 from prefdata.builds.job import run
-from prefdata.builds.paired import BuildPaired, Options
+from prefdata.builds.paired import Options, job
 from prefdata.errors import UserError
 from prefdata.select import paired
 from prefdata.verify import verify
@@ -28,7 +28,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> ScoredWorld:
 
 def built(world: ScoredWorld, **options: Any) -> Version:
     options = {"source": "v1", "reference": world.model, **options}
-    return run(BuildPaired(Options(**options), world.root)).version
+    return run(job(Options(**options), world.root)).version
 
 
 @pytest.mark.parametrize("rule", paired.RULES)
@@ -92,7 +92,7 @@ def test_a_changed_rule_runs_the_reference_only_on_what_is_new(
 
 def test_the_same_build_again_does_nothing_and_shards_change_nothing(world: ScoredWorld, tmp_path: Path) -> None:
     first = built(world, rule="every", pairs_per_prompt=3)
-    again = run(BuildPaired(Options(source="v1", rule="every", pairs_per_prompt=3, reference=world.model), world.root))
+    again = run(job(Options(source="v1", rule="every", pairs_per_prompt=3, reference=world.model), world.root))
     assert not again.published
     assert again.version.name == first.name
     other = make_world(tmp_path)
@@ -120,8 +120,7 @@ def test_pairs_pass_through_if_they_are_clear(world: ScoredWorld, tmp_path: Path
         row |= {"margin": float(number), "preference": None if number % 2 else 0.4 + number / 10}
     pairs = with_reference(table(rows), world.model)
     publish(tmp_path, {"train": pairs}, world.model, reference_model=world.model)
-    job = BuildPaired(Options(source="v1", min_margin=1.0, min_preference=0.7), str(tmp_path))
-    version = run(job).version
+    version = run(job(Options(source="v1", min_margin=1.0, min_preference=0.7), str(tmp_path))).version
     assert verify(version) == []
     assert version.table("train")["row_id"].to_pylist() == [rows[n]["row_id"] for n in (1, 3, 4, 5)]
     assert version.table("train")["ref_chosen_logps"].to_pylist() == [
@@ -139,21 +138,21 @@ def test_what_cannot_be_selected_from_is_one_sentence(world: ScoredWorld, tmp_pa
         kind="completions",
     )
     with pytest.raises(UserError, match="score_rewards v1"):
-        run(BuildPaired(Options(source="v1", reference=world.model), str(tmp_path)))
+        run(job(Options(source="v1", reference=world.model), str(tmp_path)))
     with pytest.raises(UserError, match="nothing was published"):
         built(world, min_margin=99.0)
     with pytest.raises(UserError, match="rule"):
-        BuildPaired(replace(Options(), source="v1", rule="best"), world.root)
+        job(replace(Options(), source="v1", rule="best"), world.root)
 
 
 def test_an_answer_in_no_finite_pair_says_so(world: ScoredWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = build.finite
+    real = pairing.finite
 
     def not_all(rows: Any, kind: str) -> pl.Series:
         fine = real(rows, kind).to_list()
         return pl.Series([False, *fine[1:]])
 
-    monkeypatch.setattr(build, "finite", not_all)
+    monkeypatch.setattr(pairing, "finite", not_all)
     version = built(world, rule="max_min", seed=5)
     lost = [line for line in version.ledger().to_pylist() if line["reason"] == "not_finite"]
     assert len(lost) == 2 * len(world.version.splits)
