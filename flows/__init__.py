@@ -8,7 +8,14 @@ from typing import Any
 os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 
 # one file a deployment; the flow in it has the deployment's name with underscores
-DEPLOYMENTS = ("ingest", "build-paired", "build-sapo-negatives", "add-reference")
+DEPLOYMENTS = (
+    "ingest",
+    "build-paired",
+    "build-rejection-samples",
+    "build-greedy-baselines",
+    "build-sapo-negatives",
+    "add-reference",
+)
 
 
 def all_flows() -> list[Any]:

@@ -18,7 +18,7 @@ from schemas.stats import POSITIVE_LOGP
 BASE = {kind.KIND: kind.BASE for kind in (pairs, completions, unpaired)}
 REFERENCE = {kind.KIND: kind.REFERENCE for kind in (pairs, completions, unpaired)}
 SEGMENT = {pairs.KIND: pairs.SEGMENT}
-SELECTED = {pairs.KIND: pairs.SELECTED}
+SELECTED = {pairs.KIND: pairs.SELECTED, completions.KIND: completions.SELECTED}
 SIDES = {pairs.KIND: ("chosen", "rejected"), completions.KIND: ("completion",), unpaired.KIND: ("completion",)}
 
 _LABELS = (

@@ -36,6 +36,23 @@ BASE = pa.schema(
     ]
 )
 
+SELECTED = pa.schema(
+    [
+        column(
+            "accepted_place",
+            pa.int32(),
+            "which of its prompt's accepted candidates it is, from 0; null: not so selected",
+        ),
+        column(
+            "baseline_row_id",
+            pa.string(),
+            "row_id, in the parent version, of the prompt's greedy completion; null: none",
+        ),
+        column("baseline_score", pa.float64(), "score of that greedy completion"),
+        column("advantage", pa.float64(), "score - baseline_score (ReMax's, without discount or penalty)"),
+    ]
+)
+
 REFERENCE = pa.schema(
     [
         column("ref_completion_token_logps", TOKEN_LOGPS, "nats, log p_ref of every token of completion_ids"),

@@ -60,6 +60,7 @@ REASONS: dict[str, str] = {
     "not_accepted": "rejection sampling accepted other candidates of the prompt",
     "no_baseline": "the prompt has no greedy completion with a score",
     "no_sample": "the prompt has no sampled completion with a score to compare the greedy one with",
+    "baseline": "it is the greedy completion that the prompt's samples are measured by, and no row of its own",
     "on_the_bar": "its score is neither above nor below the bar by the margin that was asked for",
     "off_policy": "another model than the reference wrote it",
     "preference_too_low": "chosen is not as surely better as was asked for",

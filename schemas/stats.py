@@ -151,6 +151,31 @@ TABLES: dict[str, pa.Schema] = {
             _measure("share_below_zero", "share of pairs where the reference prefers the rejected side"),
         ]
     ),
+    "acceptance": pa.schema(
+        [
+            _SPLIT,
+            _count("prompts", "prompts with scored candidates"),
+            _count("candidates", "their scored candidates: draws, equal ones counted as often as they were drawn"),
+            _count("distinct", "different ones among them, by tokens"),
+            _count("accepted", "candidates that were accepted"),
+            _count("shortfall", "candidates that were asked for and not there"),
+            _measure(
+                "expected_rate", "mean over prompts of the chance that a candidate is accepted in the first sweep"
+            ),
+            _measure("score_before", "mean over prompts of the candidates' mean score"),
+            _measure("score_after", "the same of the accepted ones"),
+        ]
+    ),
+    "advantages": pa.schema(
+        [
+            _SPLIT,
+            _count("rows", "samples with a greedy baseline"),
+            *_spread("advantage: score of the sample minus that of the prompt's greedy completion"),
+            _measure("share_above_zero", "share of samples that score higher than the greedy completion"),
+            _measure("score", "mean score of the samples"),
+            _measure("baseline_score", "mean score of their greedy completions"),
+        ]
+    ),
     "ledger_reasons": pa.schema(
         [
             required("stage", pa.string(), "last stage the rows reached"),
