@@ -79,6 +79,10 @@ class PrefectWatcher(Watcher):
         if time.monotonic() - self._last > _REPORT_EVERY_S:
             self._report()
 
+    def spent(self, unit: Unit, tokens: int) -> None:
+        """Count tokens."""
+        self._tokens += tokens
+
     def unit(self, unit: Unit, reused: bool) -> None:
         """Count a unit; report every few seconds."""
         self._rows += unit.rows
@@ -90,7 +94,7 @@ class PrefectWatcher(Watcher):
 
     def _begin(self, name: str, rows: int | None) -> None:
         self._stage, self._total, self._rows, self._reused, self._reported = name, rows, 0, 0, True
-        self._part = 0  # rows of the unit under way
+        self._part = self._tokens = 0  # rows of the unit under way; tokens that models read or wrote
         self._began = self._last = time.monotonic()
 
     def _report(self) -> None:
@@ -109,7 +113,8 @@ class PrefectWatcher(Watcher):
         before = f", {self._reused:,} of them done before" if self._reused else ""
         left = (self._total or 0) - rows
         rest = f", about {left / speed:,.0f} s to go" if speed and left > 0 else ""
-        return f"{done}{before}, {speed:,.0f} rows/s{rest}"
+        tokens = f", {self._tokens / seconds:,.0f} tokens/s" if self._tokens and seconds > 0 else ""
+        return f"{done}{before}, {speed:,.0f} rows/s{tokens}{rest}"
 
     def _show(self, percent: float) -> None:
         text = f"{self._name}: {self._stage}, {self._words()}"

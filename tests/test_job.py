@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from prefdata import versions
+from prefdata.builds.budget import Budget, BudgetReached
 from prefdata.builds.job import Job, Silent, Stage, Unit, run
 from prefdata.versions import Version
 from prefdata.work import Tables, Work
@@ -81,3 +82,28 @@ def test_a_watcher_hears_how_much_of_a_unit_is_done(tmp_path: Path) -> None:
     heard = Heard()
     run(Telling(str(tmp_path), "another"), watcher=heard)
     assert heard.shares == [(1, 0.25), (1, 1.0)]
+
+
+class Costly(OneUnit):
+    """Three units that cost 40 tokens each."""
+
+    def units(self) -> list[Unit]:
+        return [Unit(f"{number:02x}" * 32, 1) for number in range(3)]
+
+    def compute(self, unit: Unit) -> Tables:
+        unit.spend(40)
+        return {}
+
+
+def test_a_spent_budget_stops_between_two_units_and_a_larger_one_goes_on(tmp_path: Path) -> None:
+    class Spending(Beside):
+        def stages(self) -> Iterator[Stage]:
+            yield Costly(self.root, self._other)
+
+    root = str(tmp_path)
+    with pytest.raises(BudgetReached, match=r"80 tokens were computed, and max_tokens is 50"):
+        run(Spending(root, "another"), budget=Budget(50))
+    assert versions.every(root) == []
+    assert len(list(Work(root).keys())) == 2
+    outcome = run(Spending(root, "another"), budget=Budget(50))  # what is done costs nothing
+    assert (outcome.computed, outcome.reused) == (1, 2)

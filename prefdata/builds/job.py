@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from prefdata import versions
+from prefdata.builds.budget import Budget, Metered
 from prefdata.builds.pipeline import Behind, ahead
 from prefdata.engines import EngineDied
 from prefdata.errors import faults_in_words
@@ -23,7 +24,7 @@ ENGINE_RETRIES = 2
 _log = logging.getLogger(__name__)
 
 
-def _to_nobody(share: float) -> None:
+def _to_nobody(amount: float) -> None:
     """Where nobody watches."""
 
 
@@ -31,13 +32,15 @@ def _to_nobody(share: float) -> None:
 class Unit:
     """A piece of a stage: its key, how many rows it covers, and what its stage needs to find its inputs again.
 
-    `tell` is told now and then what share of the unit is computed, from 0 to 1.
+    `tell` is told now and then what share of the unit is computed, from 0 to 1; `spend`, how many tokens models read or
+    wrote for it.
     """
 
     key: str
     rows: int
     inputs: Any = None
     tell: Callable[[float], None] = _to_nobody
+    spend: Callable[[int], None] = _to_nobody
 
 
 class Stage(Protocol):
@@ -109,14 +112,18 @@ class Watcher(Protocol):
         """So much of a unit, from 0 to 1, is computed."""
         ...
 
+    def spent(self, unit: Unit, tokens: int) -> None:
+        """So many tokens were read or written by models for a unit."""
+        ...
+
     def unit(self, unit: Unit, reused: bool) -> None:
         """A unit is done, now or before."""
         ...
 
 
 def watched(unit: Unit, watcher: Watcher) -> Unit:
-    """The unit, with the watcher told of its progress."""
-    return replace(unit, tell=lambda share: watcher.part(unit, share))
+    """The unit, with the watcher told of its progress and cost."""
+    return replace(unit, tell=lambda share: watcher.part(unit, share), spend=lambda tokens: watcher.spent(unit, tokens))
 
 
 Executor = Callable[[Stage, Iterable[Unit], Work, Watcher], None]
@@ -131,6 +138,9 @@ class Silent:
 
     def part(self, unit: Unit, share: float) -> None:
         """A unit goes on."""
+
+    def spent(self, unit: Unit, tokens: int) -> None:
+        """A unit costs something."""
 
     def unit(self, unit: Unit, reused: bool) -> None:
         """A unit is done."""
@@ -175,13 +185,18 @@ def _computed(stage: Stage, unit: Unit) -> Tables:
     return stage.compute(unit)
 
 
-def run(job: Job, *, execute: Executor = in_order, watcher: Watcher | None = None) -> Outcome:
+def run(
+    job: Job, *, execute: Executor = in_order, watcher: Watcher | None = None, budget: Budget | None = None
+) -> Outcome:
     """Run a job to its version. An equal build that was published before is returned as it is.
+
+    budget: what models may compute; once it is spent, BudgetReached between two units.
 
     UserError for bad input and for faults of the machine; finished units stay, and an equal run goes on from them.
     """
     with faults_in_words(job.root):
-        return _run(job, execute, watcher or Silent())
+        heard: Watcher = watcher or Silent()
+        return _run(job, execute, Metered(heard, budget) if budget else heard)
 
 
 def _run(job: Job, execute: Executor, watcher: Watcher) -> Outcome:

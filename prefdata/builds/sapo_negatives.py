@@ -4,7 +4,7 @@ Works from pairs (their chosen side) and from completions (demonstrations). See 
 """
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -263,7 +263,7 @@ class GenerateStage:
             pending = [draw for draw in draws.values() if draw.pending]
             if not pending:
                 break
-            self._draw(pending, by_id, attempt, unit.tell)
+            self._draw(pending, by_id, attempt, unit)
         drawn = pa.Table.from_pylist([draw.as_row() for draw in draws.values()], schema=Draw.SCHEMA)
         return {"draws": drawn, "engine": pa.table({"batch_invariant": [self._load().batch_invariant]})}
 
@@ -317,9 +317,7 @@ class GenerateStage:
             return Draw(row["answer_id"], index, cut=None, reason=cut.reason, detail=cut.detail)
         return Draw(row["answer_id"], index, cut=cut)
 
-    def _draw(
-        self, pending: list[Draw], by_id: dict[str, dict[str, Any]], attempt: int, tell: Callable[[float], None]
-    ) -> None:
+    def _draw(self, pending: list[Draw], by_id: dict[str, dict[str, Any]], attempt: int, unit: Unit) -> None:
         options = self._job.options
         requests = []
         for draw in pending:
@@ -329,11 +327,14 @@ class GenerateStage:
             prefix = (*row["prompt_ids"], *row["answer_ids"][: draw.required_cut.start])
             requests.append(engines.Request(draw.key, prefix, draw.required_cut.new_tokens, draw.seed))
         by_key = {draw.key: draw for draw in pending}
+        written = 0
         for number, sample in enumerate(self._load().generate(requests, self._sampling), start=1):
             if attempt == 0:  # what is drawn again is little
-                tell(number / len(requests))
+                unit.tell(number / len(requests))
+            written += len(sample.token_ids)
             draw = by_key[sample.key]
             draw.take(by_id[draw.answer_id]["answer_ids"], sample.token_ids, self._end_ids)
+        unit.spend(written + sum(len(request.prompt_ids) for request in requests))
 
     def _load(self) -> Any:
         if self._engine is None:

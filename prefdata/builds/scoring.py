@@ -61,7 +61,7 @@ class ReferenceStage:
         parent = unit.inputs.known()
         found = {} if parent is None else reference.known(parent)
         named = [(tree, _token_ids(tree)) for tree in reference.trees(unit.inputs.rows())]
-        found |= self._score(named, found, unit.tell)
+        found |= self._score(named, found, unit)
         wanted = list(dict.fromkeys(token_id for _, token_ids in named for token_id in token_ids))
         logps = [found[token_id] for token_id in wanted]
         return {NAME: pa.table({"tokens_id": wanted, "logps": pa.array(logps, TOKEN_LOGPS)})}
@@ -73,7 +73,7 @@ class ReferenceStage:
         self._model = None
 
     def _score(
-        self, named: list[tuple[Any, list[str]]], found: dict[str, np.ndarray], tell: Callable[[float], None]
+        self, named: list[tuple[Any, list[str]]], found: dict[str, np.ndarray], unit: Unit
     ) -> dict[str, np.ndarray]:
         """Log-probs of the branches that are not found yet."""
         from prefdata import logprobs
@@ -88,9 +88,10 @@ class ReferenceStage:
             return {}
         model = self._load()
         if isinstance(model, logprobs.Pool):
-            scored = model.score(missing, tell=tell)
+            scored = model.score(missing, tell=unit.tell)
         else:
-            scored = logprobs.score(model, missing, tell=tell)
+            scored = logprobs.score(model, missing, tell=unit.tell)
+        unit.spend(sum(len(tree.trunk) + sum(map(len, tree.branches)) for tree in missing))
         return {
             name: logps
             for token_ids, branches in zip(names, scored, strict=True)
