@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefdata import versions
+from prefdata.builds.winners import SIDE
 from prefdata.errors import UserError
 from prefdata.storage import Storage
 from prefdata.versions import Version
@@ -184,6 +185,8 @@ def scores(version: Version, model: str | None = None) -> str:
 
 
 def _makes_kind(version: Version) -> str:
+    if version.kind not in SIDE:
+        return f"No flow makes what it reads from {version.kind}: name a version that holds good answers."
     return f"Make pairs from it:  {_flow(version, 'build_sapo_negatives', version.name)}"
 
 
