@@ -156,7 +156,9 @@ Template = PlainTemplate | ChatTemplate
 
 def texts_of(message: Message) -> tuple[str, ...]:
     """Every text of a message that a template may write, with JSON escapes undone."""
-    texts = [message.role, *(texts_in(message.content) or (message.content,))]
+    blocks = texts_in(message.content)
+    # of blocks also what a template makes that writes them one after the other
+    texts = [message.role, message.content] if blocks is None else [message.role, *blocks, "".join(blocks)]
     texts += [value for value in (message.name, message.tool_call_id) if value is not None]
     if message.tool_calls is not None:
         texts.append(unescaped(message.tool_calls))

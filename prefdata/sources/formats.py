@@ -56,6 +56,13 @@ class CautiousFormat(Format, Protocol):
     sure: Callable[[Row], bool]  # of a row that the format can read
 
 
+@runtime_checkable
+class SplitFormat(Format, Protocol):
+    """A format whose rows themselves name the split that they are in."""
+
+    SPLIT: str  # the column
+
+
 FORMATS: tuple[Format, ...] = (
     hh,
     explicit,

@@ -2,6 +2,7 @@
 
 0 is a tie. 1 to 3 (slightly better, better, much better) is the `margin` of the pair: the authors train reward models
 with it as one (arXiv 2410.01257, the margin of a Bradley-Terry loss). It is no probability, so there is no `preference`.
+HelpSteer2's one file holds both splits, named in a column.
 """
 
 from prefdata.records import Comparison, Message, Messages
@@ -18,6 +19,7 @@ NEEDS = (
 )
 
 ANSWERS = (("response_1", "response_2"), ("response1", "response2"))
+SPLIT = "split"
 STRENGTHS = ("preference_strength", "overall_preference")
 MOST = 3
 

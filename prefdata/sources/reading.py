@@ -1,6 +1,6 @@
 """Reading: from what the user named to (row as read, what it says), one item for every row, in order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import islice
@@ -10,6 +10,7 @@ from prefdata.blocks import Blocks, texts_in
 from prefdata.errors import UserError
 from prefdata.records import Completion, Message, Origin, Parsed, RawRow, Record, SetAside, Several, sides
 from prefdata.sources import formats, hub, inputs
+from prefdata.sources.splits import split_of_name
 
 ROWS_TRIED = 200  # of each input, to find the format
 
@@ -21,10 +22,11 @@ class Reading:
         self, found: Sequence[inputs.Input], format_: formats.Format, why: str, stated: Sequence["Stated"]
     ) -> None:
         self.format, self.kind = format_.NAME, format_.KIND
+        self._split_column = format_.SPLIT if isinstance(format_, formats.SplitFormat) else None
         self.grouped = isinstance(format_, formats.GroupFormat)  # what a row says depends on others of its file
         self.why = why  # how the format was found, in a sentence
         self.sources: list[dict[str, Any]] = []  # the manifest's: one entry per input that was read to its end
-        self._inputs, self._parse = found, formats.parser(format_)
+        self._inputs, self._parse, self._said = found, formats.parser(format_), stated
         self._stated = [said.or_else(each) for said, each in zip(stated, found, strict=True)]
         self._stamps: dict[str, str] = {}
 
@@ -65,9 +67,16 @@ class Reading:
 
     def _rows(self, each: inputs.Input, tally: inputs.Tally, stated: "Stated") -> Iterator[RawRow]:
         for value, raw in each.read(tally):
-            origin = Origin(each.shown, tally.rows, stated.split)
+            origin = Origin(each.shown, tally.rows, self._split_of(value) or stated.split)
             tally.rows += 1
             yield RawRow(origin, value, sha256(raw).hexdigest())
+
+    def _split_of(self, value: Mapping[str, object] | SetAside) -> str | None:
+        """The split that a row names, where its format has a column for it and the user names none."""
+        if self._split_column is None or isinstance(value, SetAside) or any(said.split for said in self._said):
+            return None
+        named = value.get(self._split_column)
+        return split_of_name(named) if isinstance(named, str) else None
 
 
 @dataclass(frozen=True)
