@@ -19,6 +19,7 @@ MOST_SOURCES = 50  # lines of the table of sources
 _ROWS = {
     "pairs": "One row is one preference pair: a prompt and two completions of it, the better one called chosen.",
     "completions": "One row is one prompt and one completion of it.",
+    "prompts": "One row is one prompt, without an answer.",
     "unpaired": "One row is one prompt and one completion of it, judged by itself: desirable or not.",
 }
 

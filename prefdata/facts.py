@@ -15,7 +15,8 @@ from schemas.stats import POSITIVE_LOGP, UNLIKELY_TOKEN
 
 Numbers = np.ndarray[Any, np.dtype[Any]]
 
-OPTIONAL = ("score", "chosen_score", "rejected_score", "margin", "label", "weight")  # columns that some kinds have
+# columns that some kinds have
+OPTIONAL = ("score", "scores", "chosen_score", "rejected_score", "margin", "label", "weight")
 _CODE_POINTS = 0x110000  # characters that a string can hold
 
 

@@ -59,6 +59,11 @@ def judged_row_id(prompt: Messages, completion: Any, label: bool, tools: str | N
     )
 
 
+def prompt_row_id(prompt: Messages, tools: str | None = None) -> str:
+    """A prompt that stands for itself, without an answer."""
+    return digest({"kind": "prompts", "prompt": _turns(prompt), "tools": tools})
+
+
 def tokens_id(prompt_ids: Iterable[int], completion_ids: Iterable[int]) -> str:
     """Names a completion of a prompt by its exact tokens; a cut answer and a finished one differ."""
     return digest({"prompt": [int(i) for i in prompt_ids], "completion": [int(i) for i in completion_ids]})

@@ -1,7 +1,7 @@
 """The logical hash of a version, and what must hold of its rows whatever the file layout.
 
-The hash covers ids, text (through row_id), tokens, masks and labels; not log-probs, not order, not how rows are cut
-into files. It is the sum modulo 2**256 of one sha256 per row, so it is the same in any order.
+The hash covers ids, text (through row_id), tokens, masks and labels; not log-probs, not order (of rows, or of a row's
+scores), not how rows are cut into files. It is the sum modulo 2**256 of one sha256 per row, so it is the same in any order.
 """
 
 import hashlib
@@ -12,14 +12,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefdata.errors import UserError
-from schemas import completions, pairs, unpaired
+from schemas import completions, pairs, prompts, unpaired
 from schemas.stats import POSITIVE_LOGP
 
-BASE = {kind.KIND: kind.BASE for kind in (pairs, completions, unpaired)}
+BASE = {kind.KIND: kind.BASE for kind in (pairs, completions, unpaired, prompts)}
+OPTIONAL = {completions.KIND: completions.OPTIONAL}
 REFERENCE = {kind.KIND: kind.REFERENCE for kind in (pairs, completions, unpaired)}
 SEGMENT = {pairs.KIND: pairs.SEGMENT}
 SELECTED = {pairs.KIND: pairs.SELECTED, completions.KIND: completions.SELECTED}
-SIDES = {pairs.KIND: ("chosen", "rejected"), completions.KIND: ("completion",), unpaired.KIND: ("completion",)}
+SIDES: dict[str, tuple[str, ...]] = {
+    pairs.KIND: ("chosen", "rejected"),
+    completions.KIND: ("completion",),
+    unpaired.KIND: ("completion",),
+    prompts.KIND: (),
+}
 
 _LABELS = (
     "chosen_score",
@@ -57,9 +63,24 @@ def _row_bytes(table: pa.Table) -> Iterator[bytes]:
     names = [name for name in table.column_names if name.endswith(("_ids", "_loss_mask"))]
     lists = [_list_bytes(table[name]) for name in names]
     labels = [table[name].to_pylist() for name in _LABELS if name in table.column_names]
+    stated = _stated_bytes(table)
     for number, row_id in enumerate(table["row_id"].to_pylist()):
         tokens = b"\0".join(column[number] for column in lists)
-        yield b"\0".join([row_id.encode(), tokens, repr([column[number] for column in labels]).encode()])
+        values = repr([column[number] for column in labels]).encode()
+        yield b"\0".join([row_id.encode(), tokens, values, *stated[number]])
+
+
+def _stated_bytes(table: pa.Table) -> list[list[bytes]]:
+    """What only some rows state: nothing for a row that does not, so that a column of nulls changes no hash."""
+    found: list[list[bytes]] = [[] for _ in range(table.num_rows)]
+    if "scores" in table.column_names:
+        for parts, scores in zip(found, table["scores"].to_pylist(), strict=True):
+            parts += [repr(sorted((each["scorer"], each["score"]) for each in scores)).encode()] if scores else []
+    if "margin" in table.column_names:
+        derived = pc.and_(pc.is_valid(table["chosen_score"]), pc.is_valid(table["rejected_score"]))
+        for parts, margin in zip(found, pc.if_else(derived, None, table["margin"]).to_pylist(), strict=True):
+            parts += [f"margin {margin!r}".encode()] if margin is not None else []
+    return found
 
 
 def _list_bytes(column: pa.ChunkedArray) -> list[bytes]:
@@ -83,7 +104,7 @@ def row_problems(kind: str, table: pa.Table) -> list[str]:
     if wrong:
         return wrong
     table = table.combine_chunks()
-    found = _token_problems(table, "prompt")
+    found = [*_token_problems(table, "prompt"), *_score_problems(table)]
     for side in SIDES[kind]:
         uncounted = _token_problems(table, side)
         found += [*uncounted, *_reference_problems(table, side, summed=not uncounted)]
@@ -92,7 +113,7 @@ def row_problems(kind: str, table: pa.Table) -> list[str]:
 
 def _schema_problems(kind: str, found: pa.Schema) -> list[str]:
     problems = [f"column {name} is absent" for name in BASE[kind].names if name not in found.names]
-    for group in (BASE, REFERENCE, SEGMENT, SELECTED):
+    for group in (BASE, OPTIONAL, REFERENCE, SEGMENT, SELECTED):
         for field in group.get(kind, ()):
             index = found.get_field_index(field.name)
             if index >= 0 and found.field(index).type != field.type:
@@ -102,7 +123,7 @@ def _schema_problems(kind: str, found: pa.Schema) -> list[str]:
 
 def _null_problems(kind: str, table: pa.Table) -> list[str]:
     names = [field.name for field in BASE[kind] if not field.nullable]
-    names += [name for name in REFERENCE[kind].names if name in table.column_names]
+    names += [field.name for field in REFERENCE.get(kind, ()) if field.name in table.column_names]
     return [f"{name} is null in {nulls} rows" for name in names if (nulls := table[name].null_count)]
 
 
@@ -119,6 +140,23 @@ def _token_problems(table: pa.Table, side: str) -> list[str]:
         problems.append(f"{side}_tokens is not the number of scored tokens in {side}_ids")
     if side != "prompt" and not _holds(pc.greater_equal(counted, 1)):
         problems.append(f"{side}_tokens is below 1")
+    return problems
+
+
+def _score_problems(table: pa.Table) -> list[str]:
+    """Of the scores by name."""
+    if "scores" not in table.column_names:
+        return []
+    flat = pc.list_flatten(table["scores"])
+    names, values = pc.struct_field(flat, "scorer"), pc.struct_field(flat, "score")
+    problems = []
+    if flat.null_count or names.null_count or values.null_count:
+        problems.append("scores holds nulls")
+    elif not _holds(pc.is_finite(values)):
+        problems.append("scores holds values that are not finite")
+    owners = pc.list_parent_indices(table["scores"])
+    if len(set(zip(owners.to_pylist(), names.to_pylist(), strict=True))) < len(names):
+        problems.append("scores names a scorer twice in one row")
     return problems
 
 

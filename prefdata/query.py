@@ -2,7 +2,7 @@
 
     versions                          one line per version
     v1, v2, ...                       the rows of a version, with their split
-    pairs, completions, unpaired      the rows of all versions of a kind, with their version and split
+    pairs, completions, unpaired, prompts      the rows of all versions of a kind, with their version and split
     ledger                            the ledgers of all versions
     lengths, similarity, reference    the stats tables of all versions (see `schemas.stats`)
 
@@ -31,7 +31,7 @@ from schemas.stats import TABLES
 VERSIONS = pa.schema(
     [
         required("version", pa.string(), "vN"),
-        required("kind", pa.string(), "what a row is: pairs, completions, unpaired"),
+        required("kind", pa.string(), "what a row is: pairs, completions, unpaired, prompts"),
         required("build", pa.string(), "the rule that made it"),
         required("round", pa.int64(), "regeneration round in the lineage"),
         required(

@@ -1,10 +1,11 @@
-"""What a source yields before tokens exist: comparisons, completions, judged answers, and rows set aside."""
+"""What a source yields before tokens exist: comparisons, completions, judged answers, prompts, and rows set aside."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Message:
     """One turn. Content blocks and tool calls are JSON strings; None keys are absent to the chat template."""
 
@@ -13,11 +14,20 @@ class Message:
     name: str | None = None
     tool_calls: str | None = None
     tool_call_id: str | None = None
+    # False: an assistant turn inside an answer that the source says is not to be scored. No part of what is said,
+    # so no part of an id; while a source is read, also True, where it says that a turn is to be scored
+    scored: bool | None = None
 
     def as_dict(self) -> dict[str, str]:
-        """Only the keys that are set, in a fixed order."""
-        keys = ("role", "content", "name", "tool_calls", "tool_call_id")
-        return {key: value for key in keys if (value := getattr(self, key)) is not None}
+        """What is said: only the keys that are set, in a fixed order."""
+        turn = {"role": self.role, "content": self.content}
+        if self.name is not None:
+            turn["name"] = self.name
+        if self.tool_calls is not None:
+            turn["tool_calls"] = self.tool_calls
+        if self.tool_call_id is not None:
+            turn["tool_call_id"] = self.tool_call_id
+        return turn
 
     @classmethod
     def from_mapping(cls, turn: Mapping[str, str | None]) -> "Message":
@@ -46,6 +56,13 @@ class Origin:
         return f"{self.file}:{self.position}"
 
 
+class Score(NamedTuple):
+    """What one scorer, or one aspect that was rated, gave an answer, in its own unit."""
+
+    scorer: str
+    score: float
+
+
 @dataclass(frozen=True)
 class Comparison:
     """A prompt and two answers, the better one called chosen."""
@@ -57,6 +74,7 @@ class Comparison:
     chosen_score: float | None = None
     rejected_score: float | None = None
     preference: float | None = None
+    margin: float | None = None  # how much better chosen is, where the source says that and gives no scores
     source: str | None = None
     license: str | None = None
 
@@ -68,7 +86,9 @@ class Completion:
     prompt: Messages
     completion: Messages
     tools: str | None = None
-    score: float | None = None
+    score: float | None = None  # the one that selections read
+    scores: tuple[Score, ...] = ()  # all there are, by name
+    generator: str | None = None  # the model that wrote the answer, as the source names it
     source: str | None = None
     license: str | None = None
 
@@ -86,7 +106,24 @@ class Judged:
     license: str | None = None
 
 
-Record = Comparison | Completion | Judged
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt without an answer: what sampling starts from."""
+
+    prompt: Messages
+    tools: str | None = None
+    source: str | None = None
+    license: str | None = None
+
+
+Record = Comparison | Completion | Judged | Prompt
+
+
+def sides(record: Record) -> dict[str, Messages]:
+    """A record's answers by name; a prompt alone has none."""
+    if isinstance(record, Comparison):
+        return {"chosen": record.chosen, "rejected": record.rejected}
+    return {} if isinstance(record, Prompt) else {"completion": record.completion}
 
 
 @dataclass(frozen=True)

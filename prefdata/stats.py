@@ -69,12 +69,12 @@ def _no_facts(kind: str) -> pl.DataFrame:
 
 
 def _summaries(sides: tuple[str, ...], rows: pl.DataFrame) -> dict[str, pl.DataFrame]:
-    are_pairs, referenced = len(sides) == 2, f"ref_{sides[0]}_logps" in rows.columns
+    are_pairs, referenced = len(sides) == 2, any(f"ref_{side}_logps" in rows.columns for side in sides)
     found = {
         "counts": _by_split(rows, prompts=pl.col("prompt").n_unique()),
         "sources": rows.group_by("split", "source", "license", "method", maintain_order=True).agg(rows=pl.len()),
         "lengths": _lengths(rows, ("prompt", *sides)),
-        "duplicates": _pair_duplicates(rows) if are_pairs else _duplicates(rows),
+        "duplicates": _pair_duplicates(rows) if are_pairs else _duplicates(rows, sides),
     }
     if scored := [name for name in _SCORES if _SCORES[name] in rows.columns]:
         found["scores"] = _scores(rows, scored)
@@ -115,10 +115,10 @@ def _similarity(rows: pl.DataFrame) -> pl.DataFrame:
     return _stacked("measure", {name: _by_split(rows, **_spread(pl.col(name))) for name in measures})
 
 
-def _duplicates(rows: pl.DataFrame) -> pl.DataFrame:
+def _duplicates(rows: pl.DataFrame, sides: tuple[str, ...]) -> pl.DataFrame:
     return _by_split(
         rows,
-        **_repeats("completion_answer"),
+        **_repeats(*(f"{side}_answer" for side in sides)),
         chosen_rejected_elsewhere=pl.lit(None),
         identical_pairs=pl.lit(None),
         same_text_other_tokens=pl.lit(None),
@@ -139,11 +139,11 @@ def _pair_duplicates(rows: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _repeats(answer: str) -> dict[str, pl.Expr]:
+def _repeats(*answer: str) -> dict[str, pl.Expr]:
     return {
         "prompts": pl.col("prompt").n_unique(),
         "rows_sharing_prompt": pl.col("prompt").is_duplicated().sum(),
-        "rows_sharing_good_answer": pl.struct("prompt", answer).is_duplicated().sum(),
+        "rows_sharing_good_answer": pl.struct("prompt", *answer).is_duplicated().sum() if answer else pl.lit(0),
     }
 
 
@@ -156,7 +156,18 @@ def _scores(rows: pl.DataFrame, names: Sequence[str]) -> pl.DataFrame:
         given = rows.filter(score.is_not_null())
         return _by_split(given, **_spread(score), zero=(score == 0).sum(), negative=(score < 0).sum())
 
-    return _stacked("score", {name: one(_SCORES[name]) for name in names})
+    found = _stacked("score", {name: one(_SCORES[name]) for name in names})
+    return pl.concat([found, _scores_by_name(rows).select(found.columns)]) if "scores" in rows.columns else found
+
+
+def _scores_by_name(rows: pl.DataFrame) -> pl.DataFrame:
+    """Of answers that several scorers scored."""
+    score = pl.col("score")
+    given = rows.select("split", "scores").explode("scores").drop_nulls("scores").unnest("scores")
+    found = given.group_by("split", "scorer", maintain_order=True).agg(
+        rows=pl.len(), **_spread(score), zero=(score == 0).sum(), negative=(score < 0).sum()
+    )
+    return found.rename({"scorer": "score"})
 
 
 def _labels(rows: pl.DataFrame) -> pl.DataFrame:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from prefdata.blocks import blocks_in, texts_in
 from prefdata.errors import UserError
 from prefdata.records import Message, Messages
 
@@ -51,9 +52,11 @@ class PlainTemplate:
         turns = [f"\n\n{_speaker(turn)}: {_plain_content(turn)}" for turn in prompt]
         return "".join(turns) + "\n\nAssistant:"
 
-    def answer(self, answer: Message) -> str:
+    def answer(self, answer: Messages) -> str:
         """The text of an answer; the end token is added to its ids."""
-        return _plain_content(answer)
+        if len(answer) > 1:
+            raise Refused("the plain template has no form for an answer of several turns")
+        return _plain_content(answer[0])
 
 
 @dataclass(frozen=True)
@@ -85,10 +88,28 @@ class ChatTemplate:
         return self._render(messages, tools, header=False)
 
     def _render(self, messages: Messages, tools: str | None, *, header: bool) -> str:
+        turns = [template_turn(message) for message in messages]
+        if any(_is_blocks(turn) for turn in turns):
+            self._refuse_unread_blocks(turns, tools, header=header)
+        return self._rendered(turns, tools, header=header)
+
+    def _refuse_unread_blocks(self, turns: list[dict[str, Any]], tools: str | None, *, header: bool) -> None:
+        """Refused unless a word in a block is written as the word itself: many templates would write Python's spelling
+        of a list of blocks, and some read them in some roles only."""
+        word = "probe"
+        as_text, as_block = (
+            self._rendered(
+                [turn | {"content": content} if _is_blocks(turn) else turn for turn in turns], tools, header=header
+            )
+            for content in (word, [{"type": "text", "text": word}])
+        )
+        if as_text != as_block:
+            raise Refused("the conversation holds content blocks, and the template does not read them")
+
+    def _rendered(self, turns: list[dict[str, Any]], tools: str | None, *, header: bool) -> str:
         variables = dict(self.special_tokens) | dict(self.args)
         if CLOCK in variables:
             variables[CLOCK] = datetime.fromisoformat(variables[CLOCK]).strftime
-        turns = [template_turn(message) for message in messages]
         try:
             text: str = _compiled(self._text(tools)).render(
                 messages=turns, tools=_tools(tools), documents=None, add_generation_prompt=header, **variables
@@ -135,7 +156,9 @@ Template = PlainTemplate | ChatTemplate
 
 def texts_of(message: Message) -> tuple[str, ...]:
     """Every text of a message that a template may write, with JSON escapes undone."""
-    texts = [message.role, message.content]
+    blocks = texts_in(message.content)
+    # of blocks also what a template makes that writes them one after the other
+    texts = [message.role, message.content] if blocks is None else [message.role, *blocks, "".join(blocks)]
     texts += [value for value in (message.name, message.tool_call_id) if value is not None]
     if message.tool_calls is not None:
         texts.append(unescaped(message.tool_calls))
@@ -167,9 +190,15 @@ def _compiled(text: str) -> Any:
 def template_turn(message: Message) -> dict[str, Any]:
     """A message as a chat template reads it: only the keys that are set, tool calls as objects. May raise Malformed."""
     turn: dict[str, Any] = message.as_dict()
+    if (found := blocks_in(message.content)) is not None:
+        turn["content"] = found
     if message.tool_calls is not None:
         turn["tool_calls"] = [_tool_call(call) for call in _json_list(message.tool_calls, "tool_calls")]
     return turn
+
+
+def _is_blocks(turn: Mapping[str, Any]) -> bool:
+    return isinstance(turn["content"], list)
 
 
 def _tool_call(call: Any) -> Any:
@@ -205,6 +234,8 @@ def _speaker(turn: Message) -> str:
 
 
 def _plain_content(turn: Message) -> str:
+    if texts_in(turn.content) is not None:
+        raise Refused("the plain template has no form for content blocks")
     if turn.tool_calls is not None:
         raise Refused("the plain template has no place for tool calls")
     return turn.content

@@ -2,6 +2,11 @@
 
 prompt ids = template(prompt, with the generation header). An answer = the ids that follow exactly that prefix in
 template(prompt + answer), up to and including the first end id after the answer's text; template text after it is cut.
+
+An answer of several turns (an assistant that calls a tool, the tool's output, the assistant again) is scored in its
+assistant turns alone, as far as these do not say that they are not to be. Where such a turn begins is read off the
+template's own text of all that comes before it, with the generation header; where it ends, off that of the conversation
+up to it. If the template writes a turn otherwise once others follow, neither can be told, and the answer is set aside.
 """
 
 import hashlib
@@ -10,7 +15,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -58,22 +63,31 @@ class Rendered:
     """The ids of one answer."""
 
     ids: list[int]
-    content_start: int  # tokens that the template puts before the answer's text
+    content_start: int  # tokens that the template puts before the text of the answer's first turn
     finish: str  # "stop": the last id is an end id; "length": the answer was cut and has none
+    mask: list[bool] | None = None  # which ids are scored; None: all
 
     @property
     def content_tokens(self) -> int:
         """Tokens of the answer itself, without the template's opening and the end id."""
         return max(0, len(self.ids) - self.content_start - (self.finish == "stop"))
 
+    @property
+    def scored_tokens(self) -> int:
+        """Tokens that count."""
+        return len(self.ids) if self.mask is None else sum(self.mask)
+
     def cut(self, room: int) -> "Rendered":
         """The answer in at most `room` tokens. A cut answer ends where it was cut: no end id is added."""
-        return self if len(self.ids) <= room else replace(self, ids=self.ids[:room], finish="length")
+        if len(self.ids) <= room:
+            return self
+        mask = None if self.mask is None else self.mask[:room]
+        return replace(self, ids=self.ids[:room], finish="length", mask=mask)
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What a renderer takes: a prompt and any number of answers to it, each the single turn that follows it."""
+    """What a renderer takes: a prompt and any number of answers to it, each the turn or the turns that follow it."""
 
     prompt: Messages
     answers: tuple[Messages, ...] = ()
@@ -89,16 +103,32 @@ class Tokenised:
 
 
 @dataclass(frozen=True)
+class _Turn:
+    """A scored turn of an answer of several: the text before it, generation header included, and up to its end."""
+
+    before: str
+    upto: str
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """An answer as text; of several turns also those that are scored."""
+
+    text: str
+    scored: tuple[_Turn, ...] = ()
+
+
+@dataclass(frozen=True)
 class _Texts:
     """A conversation as text, split where tokenising the parts gives the ids of the whole.
 
-    `head` + `tail` is the templated prompt; an answer's text starts with `tail`, so that only the little between the
+    `head` + `tail` is the templated prompt; an answer's texts start with `tail`, so that only the little between the
     last boundary and the answer is tokenised again for each answer.
     """
 
     head: str
     tail: str
-    answers: tuple[str | SetAside, ...]
+    answers: tuple[_Answer | SetAside, ...]
 
 
 class Renderer:
@@ -235,19 +265,32 @@ class Renderer:
         answers = tuple(self._write_answer(conversation, answer, prompt, cut) for answer in conversation.answers)
         return _Texts(prompt[:cut], prompt[cut:], answers)
 
-    def _write_answer(self, conversation: Conversation, answer: Messages, prompt: str, cut: int) -> str | SetAside:
-        if len(answer) != 1 or answer[0].role != "assistant":
-            roles = ", ".join(turn.role for turn in answer) or "none"
-            return SetAside("no_assistant_turn", f"an answer is one assistant turn; found: {roles}")
-        if (foreign := self._foreign(answer)) is not None:
-            return foreign
+    def _write_answer(self, conversation: Conversation, answer: Messages, prompt: str, cut: int) -> _Answer | SetAside:
+        if (wrong := _not_an_answer(answer) or self._foreign(answer)) is not None:
+            return wrong
         try:
             if isinstance(self.template, PlainTemplate):
-                return self.template.answer(answer[0])
+                return _Answer(self.template.answer(answer))
             whole = self.template.conversation(conversation.prompt + answer, conversation.tools)
+            scored = self._write_turns(conversation, answer, whole) if len(answer) > 1 else ()
         except (Refused, Malformed) as error:
             return _refusal(error)
-        return whole[cut:] if whole.startswith(prompt) else SetAside("template_not_prefix", _divergence(prompt, whole))
+        for text in (prompt, *(text for turn in scored for text in (turn.before, turn.upto))):
+            if not whole.startswith(text):
+                return SetAside("template_not_prefix", _divergence(text, whole))
+        return _Answer(whole[cut:], tuple(_Turn(turn.before[cut:], turn.upto[cut:]) for turn in scored))
+
+    def _write_turns(self, conversation: Conversation, answer: Messages, whole: str) -> tuple[_Turn, ...]:
+        """The scored turns of an answer of several."""
+        assert isinstance(self.template, ChatTemplate)
+        turns = []
+        for number, turn in enumerate(answer):
+            if turn.role == "assistant" and turn.scored is not False:
+                before = self.template.prompt(conversation.prompt + answer[:number], conversation.tools)
+                last = number == len(answer) - 1
+                upto = conversation.prompt + answer[: number + 1]
+                turns.append(_Turn(before, whole if last else self.template.conversation(upto, conversation.tools)))
+        return tuple(turns)
 
     def _cut(self, prompt: str) -> int:
         return 0 if self._boundary is None else max(0, prompt.rfind(self._boundary))
@@ -256,7 +299,11 @@ class Renderer:
         yield texts.head
         yield texts.tail
         yield texts.tail + self._opening
-        yield from (answer for answer in texts.answers if isinstance(answer, str))
+        for answer in texts.answers:
+            if isinstance(answer, _Answer):
+                yield answer.text
+                for turn in answer.scored:
+                    yield from (turn.before, turn.before + self._opening, turn.upto)
 
     def _encode(self, texts: Iterable[str]) -> dict[str, list[int]]:
         unique = list(dict.fromkeys(texts))
@@ -273,22 +320,51 @@ class Renderer:
         )
         return Tokenised(self._prompt_start + ids[texts.head] + ids[texts.tail], answers)
 
-    def _read_answer(self, tail: str, answer: str, ids: Mapping[str, list[int]]) -> Rendered | SetAside:
+    def _read_answer(self, tail: str, answer: _Answer, ids: Mapping[str, list[int]]) -> Rendered | SetAside:
+        whole = ids[answer.text]
         if self.plain:
-            return self._ended(ids[answer] + [self._end_id], 0, 0)
-        prefix, whole = ids[tail], ids[answer]
+            return Rendered([*whole, self._end_id], 0, "stop")
+        span = self._span(tail, answer.text, ids)
+        if isinstance(span, SetAside):
+            return span
+        start, content, end = span
+        if not answer.scored:
+            return Rendered(whole[start:end], content - start, "stop")
+        return self._read_turns(answer, ids, start, content)
+
+    def _read_turns(
+        self, answer: _Answer, ids: Mapping[str, list[int]], start: int, content: int
+    ) -> Rendered | SetAside:
+        """An answer of several turns, up to the end of its last scored one."""
+        whole = ids[answer.text]
+        mask = [False] * len(whole)
+        for turn in answer.scored:
+            span = self._span(turn.before, answer.text, ids)
+            if isinstance(span, SetAside):
+                return span
+            first, _, end = span
+            upto = ids[turn.upto]
+            if end > len(upto):
+                return SetAside(
+                    "no_end_token", f"none of the end ids {list(self.end_ids)} ends a scored turn before the last"
+                )
+            if whole[:end] != upto[:end]:
+                return SetAside("template_not_prefix", _token_divergence(self.tokenizer, upto, whole))
+            mask[first:end] = [True] * (end - first)
+        return Rendered(whole[start:end], content - start, "stop", mask[start:end])
+
+    def _span(self, before: str, text: str, ids: Mapping[str, list[int]]) -> tuple[int, int, int] | SetAside:
+        """Where in the ids of `text` a turn starts, where its content does, and where it ends: past the first end id
+        at or after its content."""
+        prefix, whole = ids[before], ids[text]
         if whole[: len(prefix)] != prefix:
             return SetAside("template_not_prefix", _token_divergence(self.tokenizer, prefix, whole))
-        opened = answer.startswith(self._opening, len(tail))
-        content = shared_prefix(ids[tail + self._opening], whole) if opened else len(prefix)
-        return self._ended(whole, len(prefix), content)
-
-    def _ended(self, ids: list[int], start: int, content: int) -> Rendered | SetAside:
-        """ids[start:] up to and including the first end id at or after `content`."""
-        ends = [ids.index(end, content) for end in self.end_ids if end in ids[content:]]
+        opened = text.startswith(self._opening, len(before))
+        content = shared_prefix(ids[before + self._opening], whole) if opened else len(prefix)
+        ends = [whole.index(end, content) for end in self.end_ids if end in whole[content:]]
         if not ends:
             return SetAside("no_end_token", f"none of the end ids {list(self.end_ids)} follows the answer")
-        return Rendered(ids[start : min(ends) + 1], content - start, "stop")
+        return len(prefix), content, min(ends) + 1
 
     @cached_property
     def _prompt_start(self) -> list[int]:
@@ -375,6 +451,17 @@ class Renderer:
 
 
 _OTHER_TEMPLATE = "choose another template with --chat-template FILE (or plain)."
+
+
+def _not_an_answer(answer: Messages) -> SetAside | None:
+    """Why messages are no answer: it begins and ends with a scored assistant turn, and no two follow each other."""
+    roles = [turn.role for turn in answer]
+    if not roles or not roles[0] == roles[-1] == "assistant" or ("assistant", "assistant") in pairwise(roles):
+        found = ", ".join(roles) or "none"
+        return SetAside("no_assistant_turn", f"an answer begins and ends with the assistant; found: {found}")
+    if answer[0].scored is False or answer[-1].scored is False:
+        return SetAside("nothing_scored", "an answer begins and ends with a turn that is scored")
+    return None
 
 
 def shared_prefix(one: Sequence[int], other: Sequence[int]) -> int:

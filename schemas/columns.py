@@ -17,6 +17,8 @@ MESSAGE = pa.struct(
 )
 MESSAGES = pa.list_(MESSAGE)
 
+SCORES = pa.list_(pa.struct([pa.field("scorer", pa.string()), pa.field("score", pa.float64())]))
+
 
 def column(name: str, type_: pa.DataType, meaning: str, *, nullable: bool = True) -> pa.Field:
     """A field whose meaning (with its unit) is stored in the file beside it."""

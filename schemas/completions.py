@@ -5,7 +5,7 @@ Log-probs are natural logs (nats); completion_tokens counts what a sum was taken
 
 import pyarrow as pa
 
-from schemas.columns import MESSAGES, TOKEN_IDS, TOKEN_LOGPS, TOKEN_MASK, column, required
+from schemas.columns import MESSAGES, SCORES, TOKEN_IDS, TOKEN_LOGPS, TOKEN_MASK, column, required
 
 KIND = "completions"
 
@@ -17,8 +17,12 @@ BASE = pa.schema(
             "sha256 hex of the canonical kind, prompt, completion and tools; stable across versions",
         ),
         required("prompt_id", pa.string(), "sha256 hex of the canonical prompt and tools; equal prompts share it"),
-        required("prompt", MESSAGES, "messages before the last assistant turn; nothing in it is scored"),
-        required("completion", MESSAGES, "the answer: the last assistant turn"),
+        required("prompt", MESSAGES, "messages before the answer; nothing in it is scored"),
+        required(
+            "completion",
+            MESSAGES,
+            "the answer: the last assistant turn, or all from the first scored turn to the last, tool output between them",
+        ),
         column("tools", pa.string(), "JSON list of tool definitions given to the chat template; null: none"),
         required("prompt_ids", TOKEN_IDS, "token ids of the templated prompt, generation header included"),
         required("completion_ids", TOKEN_IDS, "token ids of the completion, end-of-turn included unless it was cut"),
@@ -30,7 +34,11 @@ BASE = pa.schema(
         ),
         column("completion_loss_mask", TOKEN_MASK, "which completion tokens are scored; null: all"),
         column("score", pa.float64(), "score in the scorer's own unit; null: none given"),
-        required("method", pa.string(), "how the completion came about: human, sampled, greedy, ..."),
+        required(
+            "method",
+            pa.string(),
+            "how the completion came about: human; model, which the source names as its generator; sampled, greedy, ...",
+        ),
         required("source", pa.string(), "name of the source the prompt came from"),
         column("license", pa.string(), "licence of that source, as stated there; null: not stated"),
     ]
@@ -50,6 +58,19 @@ SELECTED = pa.schema(
         ),
         column("baseline_score", pa.float64(), "score of that greedy completion"),
         column("advantage", pa.float64(), "score - baseline_score (ReMax's, without discount or penalty)"),
+    ]
+)
+
+# columns that only some versions have
+OPTIONAL = pa.schema(
+    [
+        column("scores", SCORES, "scores by name, in each scorer's own unit; `score` is the one that selections read"),
+        column(
+            "generator",
+            pa.string(),
+            "model that wrote the completion: as its source names it where method is model, and otherwise name@first 12 hex "
+            "digits of its digest",
+        ),
     ]
 )
 

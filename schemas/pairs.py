@@ -18,8 +18,12 @@ BASE = pa.schema(
             "sha256 hex of the canonical kind, prompt, completions and tools; stable across versions",
         ),
         required("prompt_id", pa.string(), "sha256 hex of the canonical prompt and tools; equal prompts share it"),
-        required("prompt", MESSAGES, "messages before the last assistant turn; nothing in it is scored"),
-        required("chosen", MESSAGES, "the better completion: the last assistant turn"),
+        required("prompt", MESSAGES, "messages before the answers; nothing in it is scored"),
+        required(
+            "chosen",
+            MESSAGES,
+            "the better completion: the last assistant turn, or several turns with tool output between them",
+        ),
         required(
             "rejected", MESSAGES, "the worse completion; for generated rows the ids rule and this text is for reading"
         ),
@@ -48,7 +52,11 @@ BASE = pa.schema(
         column("rejected_loss_mask", TOKEN_MASK, "which rejected tokens are scored; null: all"),
         column("chosen_score", pa.float64(), "score of chosen in the scorer's own unit; null: none given"),
         column("rejected_score", pa.float64(), "score of rejected in the scorer's own unit; null: none given"),
-        column("margin", pa.float64(), "chosen_score - rejected_score; null: none given"),
+        column(
+            "margin",
+            pa.float64(),
+            "chosen_score - rejected_score, or how much better the source says chosen is, in its own unit; null: none given",
+        ),
         column("preference", pa.float64(), "probability that chosen is better, in [0, 1]; null: 1"),
         required(
             "method",

@@ -102,7 +102,11 @@ TABLES: dict[str, pa.Schema] = {
     "scores": pa.schema(
         [
             _SPLIT,
-            required("score", pa.string(), "chosen, rejected, margin (chosen - rejected), or completion"),
+            required(
+                "score",
+                pa.string(),
+                "chosen, rejected, margin (chosen - rejected), completion, or the name of a scorer",
+            ),
             _count("rows", "rows that carry it"),
             *_spread("score"),
             _count("zero", "rows where it is 0: for margin, ties"),

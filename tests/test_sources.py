@@ -200,8 +200,8 @@ def test_a_shared_beginning_of_text_is_never_taken_for_a_prompt():
         ({"rejected": [*CONVERSATION, turn("narrator", "He left.")]}, "unknown_role"),
         ({"rejected": [turn("user", "Name a fruit."), turn("assistant", None)]}, "missing_field"),
         (
-            {"rejected": [turn("user", [{"type": "text", "text": "Name a fruit."}]), turn("assistant", "x")]},
-            "wrong_type",
+            {"rejected": [turn("user", [{"type": "image_url", "image_url": {}}]), turn("assistant", "x")]},
+            "not_text",
         ),
     ],
 )
@@ -324,8 +324,8 @@ def test_an_unknown_layout_is_refused_with_every_format_and_why_it_failed(tmp_pa
 def test_a_given_format_is_used_and_an_unknown_name_refused(tmp_path):
     path = write(tmp_path / "x.jsonl", lines(PAIR))
     assert outcomes(sources.read(path, format="hh")) == ["other_format"]
-    message = refusal(path, format="alpaca")
-    assert "'alpaca'" in message
+    message = refusal(path, format="dolly")
+    assert "'dolly'" in message
     assert all(name in message for name in FORMAT_NAMES)
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefdata import versions
+from prefdata.builds.winners import SIDE
 from prefdata.errors import UserError
 from prefdata.storage import Storage
 from prefdata.versions import Version
@@ -248,6 +249,8 @@ def scores(version: Version, model: str | None = None) -> str:
 
 
 def _makes_kind(version: Version, objective: Objective) -> str:
+    if version.kind not in SIDE:
+        return f"No flow makes what it reads from {version.kind}: name a version that holds good answers.\n"
     for kind in objective.batch.sides:
         if kind in _MADE_BY:
             return f"Make {kind} from it:  {_flow(version, _MADE_BY[kind], version.name)}\n"

@@ -40,7 +40,7 @@ class AddReference:
     def __init__(self, options: Options, root: str | None = None) -> None:
         check(options)
         self.root = versions.root(root)
-        self.parent = versions.find(options.source, root=root, kinds=tuple(logical.BASE))
+        self.parent = versions.find(options.source, root=root, kinds=tuple(logical.REFERENCE))
         versions.writable(self.root)
         self.work = Work(self.root)
         self.notices = [f"reading {self.parent.name} at {self.parent.url}"]

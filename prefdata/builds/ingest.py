@@ -51,6 +51,7 @@ class _Known:
 
     held_out: frozenset[bytes]  # the prompts of the test split
     conflicting: frozenset[bytes]  # rows that stand in the source with different labels
+    columns: frozenset[str]  # of the rows of any unit
 
 
 @dataclass
@@ -79,6 +80,11 @@ class Ingest:
         renderer = load_renderer(options, self.options, last)
         limits = limits_of(self.options, renderer)
         self.reading = open_source(self.options)
+        if self.options.reference is not None and self.reading.kind not in logical.REFERENCE:
+            raise UserError(
+                f"reference is {self.options.reference!r}, and {self.reading.kind} hold no answers that it could score: "
+                "leave it out"
+            )
         self.notices = notices(options, self.options, self.reading, last)
         self.tokenizer = {**renderer.fingerprint, **limits.as_dict()}
         self.reference, self._scoring = self._referenced()
@@ -101,12 +107,13 @@ class Ingest:
     def publish(self) -> Version:
         """Rows in the source's order; equal rows, and train rows whose prompt is in the test split, are set aside."""
         kind = self.reading.kind
-        schema = logical.schema_of(kind, *([logical.REFERENCE[kind]] if self._scoring else []))
+        optional = pa.schema([field for field in logical.OPTIONAL.get(kind, ()) if field.name in self._known.columns])
+        schema = logical.schema_of(kind, optional, *([logical.REFERENCE[kind]] if self._scoring else []))
         with versions.Staging(self.root, schema, self.build_key) as staging:
             refused: dict[str, SetAside] = {}  # over all batches: rows of a tree state a pair in several of them
             for batch in self._batches():
                 for split, rows in batch.rows.items():
-                    staging.add(split, self._scored(rows, refused))
+                    staging.add(split, _with_columns(self._scored(rows, refused), optional))
                 staging.ledger(ledger_lines(_ledger(batch.lines, refused)))
             return finish.publish(staging, STAGES, self._fields(kind))
 
@@ -160,7 +167,9 @@ class Ingest:
         held_out: set[bytes] = set()
         labels: dict[bytes, str] = {}
         conflicting: set[bytes] = set()
+        columns: set[str] = set()
         for tables in self._finished():
+            columns.update(tables["rows"].column_names)
             wanted = tables["lines"].select(["prompt", "split", "reason", "row_id", "labels"])
             for line in wanted.filter(pc.is_null(wanted["reason"])).to_pylist():
                 if line["split"] == "test":
@@ -168,7 +177,7 @@ class Ingest:
                 name = bytes.fromhex(line["row_id"])
                 if labels.setdefault(name, line["labels"]) != line["labels"]:
                     conflicting.add(name)
-        return _Known(frozenset(held_out), frozenset(conflicting))
+        return _Known(frozenset(held_out), frozenset(conflicting), frozenset(columns))
 
     def _fields(self, kind: str) -> dict[str, Any]:
         return {
@@ -235,6 +244,14 @@ def _ledger(lines: Iterable[dict[str, Any]], refused: dict[str, SetAside]) -> It
 def _decisive(tokenizer: dict[str, Any]) -> dict[str, Any]:
     """What of a tokenizer's fingerprint decides the tokens: not its name, nor the template's text beside its digest."""
     return {name: value for name, value in tokenizer.items() if name not in ("name", "template")}
+
+
+def _with_columns(rows: pa.Table, optional: pa.Schema) -> pa.Table:
+    """The rows with nulls in the columns that only other units have."""
+    for column in optional:
+        if column.name not in rows.column_names:
+            rows = rows.append_column(column, pa.nulls(rows.num_rows, column.type))
+    return rows
 
 
 def _slices(rows: pa.Table) -> Iterator[pa.Table]:

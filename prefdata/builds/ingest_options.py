@@ -41,7 +41,12 @@ class Options:
         least=0,
     )
     name: str | None = option(None, "what rows call their source (default: its own name)")
-    license: str | None = option(None, "licence of the source (default: as the hub states it)")
+    license: str | None = option(
+        None, "licence of the source, or one for each source with commas between (default: as the hub states it)"
+    )
+    origin: str | None = option(
+        None, "where the source comes from, or one for each source with commas between (default: its hub address)"
+    )
     config: str | None = option(None, "configuration of a hub data set (default: its own default)")
     revision: str | None = option(None, "branch, tag or commit of a hub data set (default: its main branch)")
     splits: str | None = option(None, "splits of a hub data set, by its own names, with commas between (default: all)")
@@ -148,11 +153,19 @@ def open_source(options: Settled) -> sources.Reading:
         format=options.format,
         split=options.split,
         name=options.name,
-        license=options.license,
+        license=_of_each(options.source, options.license),
+        origin=_of_each(options.source, options.origin),
         hub_config=options.config,
         hub_revision=options.revision,
         hub_splits=own_splits,
     )
+
+
+def _of_each(sources: tuple[str, ...], said: str | None) -> str | list[str | None] | None:
+    """One for all sources, or one for each; what is empty is left to the source."""
+    if said is None or len(sources) == 1 or "," not in said:
+        return said
+    return [part.strip() or None for part in said.split(",")]
 
 
 def notices(given: Options, options: Settled, reading: sources.Reading, last: Version | None) -> list[str]:

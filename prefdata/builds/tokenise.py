@@ -1,6 +1,6 @@
 """The stage of an ingest that makes rows: what the source says, tokenised, in batches of the source's order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
 from typing import Any, NamedTuple
@@ -14,13 +14,14 @@ from prefdata.draws import row_seed
 from prefdata.identity import digest, spelled
 from prefdata.records import Parsed, RawRow, Record, SetAside, Several
 from prefdata.steps import gate
-from prefdata.steps.tokenise import rows
+from prefdata.steps.tokenise import Row, rows
 from prefdata.tokens import Limits, Renderer
 from prefdata.work import Tables, unit_key
 
 NAME = "tokenise"
 UNIT_ROWS = 2048
 LABELS = ("chosen_score", "rejected_score", "preference", "score", "weight")
+MASKS = ("chosen_loss_mask", "rejected_loss_mask", "completion_loss_mask")
 
 _READING = ("unreadable_row", "not_an_object")
 # one line for each part of each row read: the row it made, or the stage that set it aside and why
@@ -94,11 +95,17 @@ class TokeniseStage:
             if not isinstance(part.record, SetAside):
                 line["row"] = positions.get(part.record)
             lines.append(line)
-        table = pa.Table.from_pylist(list(good.values()), schema=logical.BASE[self._reading.kind])
+        table = pa.Table.from_pylist(list(good.values()), schema=self._schema(good.values()))
         return {"rows": table, "lines": pa.Table.from_pylist(lines, schema=LINES)}
 
     def close(self) -> None:
         """Nothing is held."""
+
+    def _schema(self, rows: Iterable[Row]) -> pa.Schema:
+        """The kind's columns, and those optional ones that any row has."""
+        optional = logical.OPTIONAL.get(self._reading.kind, pa.schema([]))
+        held = [field for field in optional if any(field.name in row for row in rows)]
+        return logical.schema_of(self._reading.kind, pa.schema(held))
 
     def _line(self, part: _Part, result: dict[str, Any] | SetAside) -> dict[str, Any]:
         line: dict[str, Any] = {"digest": part.raw.digest, "origin": str(part.raw.origin), "group": part.group}
@@ -152,4 +159,10 @@ def _stated(parsed: Parsed) -> str:
 def _labels(row: dict[str, Any]) -> str | None:
     """Everything that is said of a row and is no part of its id, in one spelling."""
     found = {name: row[name] for name in LABELS if row.get(name) is not None}
+    if row.get("scores") is not None:
+        found["scores"] = sorted(tuple(each.values()) for each in row["scores"])
+    if row.get("margin") is not None and row["chosen_score"] is None:
+        found["margin"] = row["margin"]
+    # long, and never read: which tokens are scored only has to differ where it does
+    found |= {name: sha256(bytes(row[name])).hexdigest()[:16] for name in MASKS if row.get(name) is not None}
     return repr(found) if found else None

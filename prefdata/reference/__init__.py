@@ -58,7 +58,7 @@ def known(table: pa.Table) -> dict[str, np.ndarray]:
 
 def _kind(table: pa.Table) -> str:
     for kind, sides in SIDES.items():
-        if all(f"{side}_ids" in table.column_names for side in sides):
+        if sides and all(f"{side}_ids" in table.column_names for side in sides):
             return kind
     raise ValueError(f"rows of no known kind: columns {', '.join(table.column_names)}")
 

@@ -14,6 +14,7 @@ from schemas.reasons import REASONS
 _ROWS = {
     "pairs": "preference pairs",
     "completions": "prompts with one completion each",
+    "prompts": "prompts without answers",
     "unpaired": "completions, each judged by itself",
 }
 
@@ -111,7 +112,7 @@ def funnel(stages: Sequence[Any]) -> list[Step]:
 
 
 def _referenced(version: Version) -> bool:
-    return f"ref_{SIDES[version.kind][0]}_logps" in version.columns()
+    return any(f"ref_{side}_logps" in version.columns() for side in SIDES[version.kind])
 
 
 def _tables(version: Version) -> dict[str, list[dict[str, Any]]]:

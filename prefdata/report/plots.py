@@ -33,12 +33,20 @@ def groups(kind: str, sample: pa.Table) -> list[Group]:
     rows = facts(kind, sample.combine_chunks().to_batches()[0]) if sample.num_rows else None
     if rows is None:
         return []
-    found = _of_pairs(rows, sample) if len(SIDES[kind]) == 2 else _of_answers(rows, sample)
+    found = (_of_prompts(rows), _of_answers(rows, sample), _of_pairs(rows, sample))[len(SIDES[kind])]
     drawn = [Group(heading, text, [each for each in figures if each]) for heading, text, figures in found]
     return [group for group in drawn if group.figures]
 
 
 _Drawn = tuple[str, str, Sequence[Markup | None]]
+
+
+def _of_prompts(rows: pl.DataFrame) -> Iterator[_Drawn]:
+    yield (
+        "Lengths",
+        "In tokens.",
+        [histogram("Prompt length", [Series.of("prompt", "plain", rows["prompt_tokens"])], "tokens")],
+    )
 
 
 def _of_pairs(rows: pl.DataFrame, sample: pa.Table) -> Iterator[_Drawn]:

@@ -117,9 +117,12 @@ def _facts(row: Mapping[str, Any]) -> Iterator[str]:
     yield f"row {row['row_id'][:12]}"
     yield row["split"]
     yield f"{row['source']}, {row['method']}"
+    if row.get("generator"):
+        yield f"by {row['generator']}"
     for name in ("margin", "score", "preference", "weight"):
         if row.get(name) is not None:
             yield f"{name} {row[name]:.3g}"
+    yield from (f"{each['scorer']} {each['score']:.3g}" for each in row.get("scores") or ())
     if row.get("segment_start") is not None:
         start, end, source_end = row["segment_start"], row["segment_end"], row["segment_source_end"]
         yield f"{source_end - start} tokens regenerated as {end - start}, from token {start}"

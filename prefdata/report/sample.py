@@ -14,7 +14,7 @@ MOST_ROWS = 4000
 MOST_TOKENS = 4_000_000  # of prompts and answers: rows of long answers are fewer
 MOST_FILES = 4  # a file holds up to 8192 rows and is read whole, since it is checked when it is read
 _PURPOSE = "report"
-_UNUSED = {"tools", "prompt_ids", "generator", "sampling"}  # columns that may be large and that no page shows
+_UNUSED = {"tools", "prompt_ids", "sampling"}  # columns that may be large and that no page shows
 
 
 @dataclass(frozen=True)

@@ -21,22 +21,22 @@ CONTEXT_COLUMNS = ("conversations", "messages")
 @refusable
 def parse(row: Row) -> Comparison:
     """Two conversations that part at the last assistant turn."""
-    turns.refuse_columns(row, "prompt")
-    chosen_context, chosen = turns.split_answer(conversation(row, "chosen"), "chosen")
-    rejected_context, rejected = turns.split_answer(conversation(row, "rejected"), "rejected")
+    turns.refuse_columns(row, "prompt", "instruction")
+    chosen_context, chosen = turns.answered(row, *conversation(row, "chosen"), "chosen")
+    rejected_context, rejected = turns.answered(row, *conversation(row, "rejected"), "rejected")
     context = turns.same_context(chosen_context, rejected_context)
     chosen_score, rejected_score = scores(row)
     return Comparison(context, chosen, rejected, turns.tools(row), chosen_score, rejected_score, preference(row))
 
 
-def conversation(row: Row, name: str) -> Messages:
-    """One side, after the context column when it is an answer alone."""
+def conversation(row: Row, name: str) -> tuple[Messages, Messages]:
+    """The context column and one side; a side that is a whole conversation stands without it."""
     side = turns.answer(row, name)
     if side[:1] and side[0].role != "assistant":
-        return turns.with_system(row, side)
+        return (), side
     context = next((column for column in CONTEXT_COLUMNS if row.get(column) is not None), None)
     if context is None:
         raise Refused(
             "missing_field", f"{name} is an answer alone, and there is no {' or '.join(CONTEXT_COLUMNS)} column"
         )
-    return turns.with_system(row, (*turns.messages(row[context], context), *side))
+    return turns.context(turns.messages(row[context], context)), side

@@ -14,26 +14,26 @@ KIND = completions.KIND
 NEEDS = "prompt and completion (or response), or messages (or conversations) that end with the assistant; no label"
 
 ANSWER_COLUMNS = ("completion", "response")
-VERDICTS = ("label", "kto_tag", "reward", "rewards")  # an answer that has one is no model to imitate by itself
-CONVERSATION_COLUMNS = ("messages", "conversations")
+# an answer that has one is no model to imitate by itself
+VERDICTS = ("label", "kto_tag", "reward", "rewards", "helpfulness")
 
 
 @refusable
 def parse(row: Row) -> Completion:
     """One prompt and the answer to imitate."""
     turns.refuse_columns(row, "chosen", "rejected", "responses", *VERDICTS)
-    context, completion = turns.split_answer(turns.with_system(row, conversation(row)), "the conversation")
+    context, completion = turns.answered(row, *conversation(row), "the conversation")
     return Completion(context, completion, turns.tools(row), number(row, "score"))
 
 
-def conversation(row: Row) -> Messages:
-    """Prompt and answer as one conversation."""
+def conversation(row: Row) -> tuple[Messages, Messages]:
+    """Prompt and answer; a whole conversation stands without a prompt."""
     answers = [name for name in ANSWER_COLUMNS if row.get(name) is not None]
     if len(answers) > 1:
         raise Refused("other_format", f"the row holds {' and '.join(answers)}: which one is the answer is not certain")
     if answers:
-        return (*turns.prompt(row), *turns.answer(row, answers[0]))
-    for name in CONVERSATION_COLUMNS:
+        return turns.prompt(row), turns.answer(row, answers[0])
+    for name in turns.CONVERSATION_COLUMNS:
         if row.get(name) is not None:
-            return turns.messages(row[name], name)
-    raise Refused("missing_field", f"none of {', '.join(ANSWER_COLUMNS + CONVERSATION_COLUMNS)} is there")
+            return (), turns.messages(row[name], name)
+    raise Refused("missing_field", f"none of {', '.join(ANSWER_COLUMNS + turns.CONVERSATION_COLUMNS)} is there")

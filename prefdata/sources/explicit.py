@@ -20,21 +20,21 @@ NEEDS = "prompt, chosen and rejected: each text or a list of turns ({role, conte
 def parse(row: Row) -> Comparison:
     """One prompt, two answers, nothing inferred."""
     prompt = turns.prompt(row)
-    chosen_context, chosen = turns.split_answer(conversation(row, prompt, "chosen"), "chosen")
-    rejected_context, rejected = turns.split_answer(conversation(row, prompt, "rejected"), "rejected")
+    chosen_context, chosen = turns.answered(row, *conversation(row, prompt, "chosen"), "chosen")
+    rejected_context, rejected = turns.answered(row, *conversation(row, prompt, "rejected"), "rejected")
     context = turns.same_context(chosen_context, rejected_context)
     chosen_score, rejected_score = scores(row)
     return Comparison(context, chosen, rejected, turns.tools(row), chosen_score, rejected_score, preference(row))
 
 
-def conversation(row: Row, prompt: Messages, name: str) -> Messages:
-    """The prompt and one side as one conversation."""
+def conversation(row: Row, prompt: Messages, name: str) -> tuple[Messages, Messages]:
+    """The prompt and one side; a side that is a whole conversation stands without it."""
     side = turns.answer(row, name)
     if side[:1] and side[0].role == "assistant":
-        return turns.with_system(row, (*prompt, *side))
-    if not opens_with(side, prompt, prompt_is_text=isinstance(row["prompt"], str)):
+        return prompt, side
+    if not opens_with(turns.context(side), prompt, prompt_is_text=isinstance(row["prompt"], str)):
         raise Refused("contexts_differ", f"{name} is a whole conversation, and not one of this prompt")
-    return turns.with_system(row, side)
+    return (), side
 
 
 def opens_with(side: Messages, prompt: Messages, *, prompt_is_text: bool) -> bool:

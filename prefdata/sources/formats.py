@@ -12,14 +12,21 @@ from typing import Protocol, runtime_checkable
 from prefdata.errors import UserError
 from prefdata.records import Parsed, RawRow, SetAside
 from prefdata.sources import (
+    alpaca,
+    alpaca_pairs,
     conversations,
     demonstrations,
     explicit,
     fine_grained_qa,
+    helpsteer,
+    helpsteer_pairs,
     hh,
     index_label,
     oasst,
+    openai_preference,
+    prompts,
     scored,
+    ultrafeedback,
     unpaired,
 )
 from prefdata.sources.refusal import LAYOUT_REASONS, Parse, Row
@@ -42,6 +49,20 @@ class GroupFormat(Format, Protocol):
     parse_file: Callable[[Iterator[RawRow]], Iterator[tuple[RawRow, Parsed]]]
 
 
+@runtime_checkable
+class CautiousFormat(Format, Protocol):
+    """A format that needs so few columns that rows of other layouts have them too: found only where it is `sure`."""
+
+    sure: Callable[[Row], bool]  # of a row that the format can read
+
+
+@runtime_checkable
+class SplitFormat(Format, Protocol):
+    """A format whose rows themselves name the split that they are in."""
+
+    SPLIT: str  # the column
+
+
 FORMATS: tuple[Format, ...] = (
     hh,
     explicit,
@@ -52,6 +73,18 @@ FORMATS: tuple[Format, ...] = (
     index_label,
     fine_grained_qa,
     oasst,
+    alpaca,
+    alpaca_pairs,
+    helpsteer,
+    helpsteer_pairs,
+    ultrafeedback,
+    openai_preference,
+    prompts,
+)
+
+# columns in which some format finds what was asked; rows without any of them are told so in a sentence
+_ASKED_IN = frozenset(
+    ("prompt", "instruction", "input", "question", "messages", "conversations", "context", "chosen", "turns")
 )
 
 
@@ -88,16 +121,17 @@ def named(name: str) -> Format:
 
 
 def detect(samples: Sequence[Sample]) -> tuple[Format, str]:
-    """The format that fits the most rows (of equals the first in order), and a sentence of why.
+    """The format that fits the most rows, and a sentence of why.
 
-    A row fits when it parses, or when it is set aside for what it says and not for how it is laid out.
+    A row fits when it parses, or when it is set aside for what it says and not for how it is laid out. Of formats that
+    fit equally many, the one that parses more of them is it, and of those the first in order.
     """
     total = sum(len(sample.rows) for sample in samples)
     if not total:
         problem = next(value.detail for sample in samples for value in sample.values if isinstance(value, SetAside))
         raise UserError(f"None of the first rows of {listed(samples)} could be read ({problem}).")
     fits = {format_.NAME: sum(_fits(format_, sample) for sample in samples) for format_ in FORMATS}
-    best = max(FORMATS, key=lambda format_: fits[format_.NAME])
+    best = max(FORMATS, key=lambda format_: (fits[format_.NAME], _parsed(format_, samples)))
     if not fits[best.NAME]:
         raise UserError(_nothing_fits(samples, total))
     _refuse_mixture(best, samples)
@@ -111,7 +145,12 @@ def listed(samples: Sequence[Sample]) -> str:
 
 
 def _fits(format_: Format, sample: Sample) -> int:
-    return sum(_layout_problem(format_.parse(row)) is None for row in sample.rows)
+    rows = sample.rows if not isinstance(format_, CautiousFormat) else filter(format_.sure, sample.rows)
+    return sum(_layout_problem(format_.parse(row)) is None for row in rows)
+
+
+def _parsed(format_: Format, samples: Sequence[Sample]) -> int:
+    return sum(not isinstance(format_.parse(row), SetAside) for sample in samples for row in sample.rows)
 
 
 def _layout_problem(parsed: Parsed) -> str | None:
@@ -135,9 +174,22 @@ def _refuse_mixture(best: Format, samples: Sequence[Sample]) -> None:
 def _nothing_fits(samples: Sequence[Sample], total: int) -> str:
     columns = Counter(str(key) for sample in samples for row in sample.rows for key in row)
     found = ", ".join(ascii(name[:40]) for name, _ in columns.most_common(12)) or "none"
+    if _ASKED_IN.isdisjoint(columns):
+        return (
+            f"{listed(samples)} says nowhere what was asked (columns: {found}), and an answer is compared, imitated or "
+            "judged only as the answer to a prompt: add a prompt column, or name a source that has one."
+        )
     lines = [f"No known format fits {listed(samples)}: none of the first {total} rows (columns: {found}). Tried:"]
     for format_ in FORMATS:
-        problems = (_layout_problem(format_.parse(row)) for sample in samples for row in sample.rows)
+        problems = (_problem(format_, row) for sample in samples for row in sample.rows)
         lines.append(f"  {format_.NAME}: {next(filter(None, problems), 'no row')}. It needs {format_.NEEDS}.")
     lines.append("Rename the columns to fit one of these, or write the rows anew in its layout.")
     return "\n".join(lines)
+
+
+def _problem(format_: Format, row: Row) -> str | None:
+    """Why a row does not fit."""
+    problem = _layout_problem(format_.parse(row))
+    if problem is None and isinstance(format_, CautiousFormat) and not format_.sure(row):
+        return "other columns may hold answers"
+    return problem

@@ -52,13 +52,9 @@ def parse_file(rows: Iterator[RawRow]) -> Iterator[tuple[RawRow, Parsed]]:
 
 def _prompt(row: Row) -> Messages:
     """The instruction, and under it what it is about; LLMBar's input is the instruction."""
-    if row.get("instruction") is None:
-        return (Message("user", turns.text(row, "input")),)
-    instruction = turns.text(row, "instruction")
-    if not instruction.strip():
-        raise Refused("prompt_empty", "instruction is empty")
-    about = "" if row.get("input") is None else turns.text(row, "input")
-    return (Message("user", f"{instruction}\n{about}" if about.strip() else instruction),)
+    return (
+        turns.instruction(row) if row.get("instruction") is not None else (Message("user", turns.text(row, "input")),)
+    )
 
 
 def _better(row: Row) -> tuple[int, float | None]:

@@ -190,13 +190,16 @@ def _damage() -> tuple[type[Exception], ...]:
     return (OSError, EOFError, zlib.error, CsvError, UnicodeDecodeError, ArrowException)
 
 
-def locate(names: Sequence[str], *, hub_options: hub.Options) -> list[Input]:
-    """Every input that the names stand for, in order; one that is named twice is read once."""
-    found = [each for name in names for each in _locate(name, hub_options)]
+def locate(names: Sequence[str], *, hub_options: hub.Options) -> list[tuple[int, Input]]:
+    """Every input that the names stand for, in order, with the number of its name; one that is named twice is read once."""
+    found = [(number, each) for number, name in enumerate(names) for each in _locate(name, hub_options)]
     asked = ", ".join(name for name, value in vars(hub_options).items() if value)
-    if asked and not any(isinstance(each, hub.HubSplit) for each in found):
+    if asked and not any(isinstance(each, hub.HubSplit) for _, each in found):
         raise UserError(f"{asked}: asked of a data set of the hub, and {', '.join(names)} is none. Leave it out.")
-    return list({each.shown: each for each in found}.values())
+    first: dict[str, tuple[int, Input]] = {}
+    for number, each in found:
+        first.setdefault(each.shown, (number, each))
+    return list(first.values())
 
 
 def _locate(name: str, hub_options: hub.Options) -> Sequence[Input]:

@@ -63,17 +63,22 @@ def json_document(stream: BinaryIO) -> Iterator[Read]:
             yield from _lines_of_text(head, text)
 
 
-def comma_separated(stream: BinaryIO) -> Iterator[Read]:
+def comma_separated(stream: BinaryIO, delimiter: str = ",") -> Iterator[Read]:
     """Comma-separated values under a header line; every value is text."""
     csv.field_size_limit(LONGEST_FIELD)
     with _as_text(stream, newline="") as text:
-        lines = csv.reader(text, strict=True)
+        lines = csv.reader(text, delimiter=delimiter, strict=True)
         header = next(lines, [])
         _refuse_repeated(header)
         for fields in lines:
             if fields:
                 raw = json.dumps([header, fields], ensure_ascii=False).encode("utf-8", "surrogateescape")
                 yield _csv_row(header, fields), raw
+
+
+def tab_separated(stream: BinaryIO) -> Iterator[Read]:
+    """The same with tabs for commas."""
+    return comma_separated(stream, "\t")
 
 
 def parquet(stream: BinaryIO) -> Iterator[Read]:
@@ -151,6 +156,7 @@ READERS: dict[str, tuple[Reader, bool]] = {
     ".ndjson": (json_lines, True),
     ".json": (json_document, True),
     ".csv": (comma_separated, True),
+    ".tsv": (tab_separated, True),
     ".parquet": (parquet, False),
     ".arrow": (arrow, False),
 }

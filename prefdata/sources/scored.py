@@ -7,9 +7,10 @@ twice in a row is one completion if its scores agree, and none if they don't, fo
 
 from collections.abc import Sequence
 
-from prefdata.records import Completion, Message, SetAside, Several
+from prefdata.records import Completion, Message, Several
 from prefdata.sources import turns
 from prefdata.sources.refusal import Refused, Row, refusable
+from prefdata.sources.repeats import told_once
 from prefdata.sources.scores import number
 from schemas import completions
 
@@ -38,30 +39,12 @@ def parse(row: Row) -> Completion | Several:
         (turns.text({names[0]: answer}, names[0]), _required({names[1]: score}, names[1]))
         for answer, score in zip(answers, scores, strict=True)
     ]
-    return Several(tuple(_parts(row, found)))
-
-
-def _parts(row: Row, found: Sequence[tuple[str, float]]) -> list[Completion | SetAside]:
-    scores: dict[str, set[float]] = {}
-    for text, score in found:
-        scores.setdefault(text, set()).add(score)
-    parts: list[Completion | SetAside] = []
-    seen: set[str] = set()
-    for text, score in found:
-        if len(scores[text]) > 1:
-            told = ", ".join(f"{each:g}" for each in sorted(scores[text]))
-            parts.append(SetAside("conflicting_labels", f"the same answer has the scores {told}"))
-        elif text in seen:
-            parts.append(SetAside("repeated_answer", f"the same answer, with the same score {score:g}"))
-        else:
-            parts.append(_completion(row, text, score))
-        seen.add(text)
-    return parts
+    return Several(tuple(told_once([_completion(row, text, score) for text, score in found])))
 
 
 def _completion(row: Row, text: str, score: float) -> Completion:
-    conversation = turns.with_system(row, (*turns.prompt(row), Message("assistant", text)))
-    context, completion = turns.split_answer(conversation, "the conversation")
+    answer = (Message("assistant", text),)
+    context, completion = turns.answered(row, turns.prompt(row), answer, "the conversation")
     return Completion(context, completion, turns.tools(row), score)
 
 

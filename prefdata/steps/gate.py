@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 
-from prefdata.records import Comparison, Judged, Message, Messages, Record, SetAside
+from prefdata.records import Comparison, Completion, Judged, Message, Record, SetAside, sides
 from prefdata.templates import texts_of, unescaped
 
 REPLACEMENT = "\ufffd"
@@ -44,13 +44,6 @@ def gate_answer(
     return None
 
 
-def sides(record: Record) -> dict[str, Messages]:
-    """A record's answers by name."""
-    if isinstance(record, Comparison):
-        return {"chosen": record.chosen, "rejected": record.rejected}
-    return {"completion": record.completion}
-
-
 def _empty_prompt(record: Record) -> SetAside | None:
     return SetAside("prompt_empty") if all(_blank(turn) for turn in record.prompt) else None
 
@@ -77,20 +70,25 @@ def _replacement_character(record: Record) -> SetAside | None:
 
 
 def _score_out_of_range(record: Record) -> SetAside | None:
-    scores: dict[str, float | None]
-    if isinstance(record, Comparison):
-        scores = {"chosen_score": record.chosen_score, "rejected_score": record.rejected_score}
-    elif isinstance(record, Judged):
+    if isinstance(record, Judged):
         return _weight_out_of_range(record.weight)
-    else:
-        scores = {"score": record.score}
-    for name, score in scores.items():
+    for name, score in _scores(record):
         if score is not None and not isfinite(score):
             return SetAside("score_not_finite", f"{name} is {score}")
     preference = record.preference if isinstance(record, Comparison) else None
     if preference is not None and not 0 <= preference <= 1:  # NaN is outside, too
         return SetAside("preference_out_of_range", f"preference is {preference}")
     return None
+
+
+def _scores(record: Record) -> Iterable[tuple[str, float | None]]:
+    if isinstance(record, Comparison):
+        return (
+            ("chosen_score", record.chosen_score),
+            ("rejected_score", record.rejected_score),
+            ("margin", record.margin),
+        )
+    return (("score", record.score), *record.scores) if isinstance(record, Completion) else ()
 
 
 def _weight_out_of_range(weight: float | None) -> SetAside | None:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefdata import identity
-from prefdata.records import Comparison, Completion, Judged, Messages, Record, SetAside
-from prefdata.steps import gate
+from prefdata.records import Comparison, Completion, Judged, Messages, Prompt, Record, SetAside, sides
 from prefdata.tokens import Conversation, Limits, Rendered, Renderer, Tokenised, shared_prefix
 
 Row = dict[str, Any]
@@ -19,7 +18,7 @@ _BATCH = 1024  # records whose texts go through the tokenizer together; enough t
 
 @dataclass(frozen=True)
 class _Fitted:
-    """The ids of a row within its limits; the answers stand as in `gate.sides`."""
+    """The ids of a row within its limits; the answers stand as in `records.sides`."""
 
     prompt_ids: list[int]
     answers: dict[str, Rendered]
@@ -42,7 +41,12 @@ def rows(
         if isinstance(fitted, SetAside):
             made.append(fitted)
             continue
-        provenance = {"method": method, "source": record.source or source, "license": record.license}
+        named = isinstance(record, Completion) and record.generator is not None
+        provenance = {
+            "method": "model" if named else method,
+            "source": record.source or source,
+            "license": record.license,
+        }
         made.append({**_columns(record, fitted), **_prompt_columns(record, fitted), **provenance})
     return made
 
@@ -52,11 +56,9 @@ def _fit_all(records: Sequence[Record], renderer: Renderer, limits: Limits) -> l
     for start in range(0, len(records), _BATCH):
         batch = records[start : start + _BATCH]
         tokenised = renderer.render(
-            [Conversation(record.prompt, tuple(gate.sides(record).values()), record.tools) for record in batch]
+            [Conversation(record.prompt, tuple(sides(record).values()), record.tools) for record in batch]
         )
-        fitted += [
-            _fit(tuple(gate.sides(record)), found, limits) for record, found in zip(batch, tokenised, strict=True)
-        ]
+        fitted += [_fit(tuple(sides(record)), found, limits) for record, found in zip(batch, tokenised, strict=True)]
     return fitted
 
 
@@ -80,9 +82,10 @@ def _limited(prompt_ids: list[int], answers: dict[str, Rendered], limits: Limits
     if len(prompt_ids) > min(limits.max_prompt_length or limits.max_length, limits.max_length - 1):
         return SetAside("prompt_too_long", f"the prompt has {len(prompt_ids)} tokens; {_told(limits)}")
     room = limits.max_length - len(prompt_ids)
-    if room - max(answer.content_start for answer in answers.values()) < limits.min_answer_tokens:
+    opening = max((answer.content_start for answer in answers.values()), default=0)
+    if room - opening < limits.min_answer_tokens:
         return SetAside("no_room_for_answer", f"a prompt of {len(prompt_ids)} tokens leaves {room}; {_told(limits)}")
-    longest = max(len(answer.ids) for answer in answers.values())
+    longest = max((len(answer.ids) for answer in answers.values()), default=0)
     if longest > room and limits.overflow == "set_aside":
         return SetAside("answer_too_long", f"an answer has {longest} tokens, the prompt leaves {room}; {_told(limits)}")
     cut = {name: answer.cut(room) for name, answer in answers.items()}
@@ -92,8 +95,7 @@ def _limited(prompt_ids: list[int], answers: dict[str, Rendered], limits: Limits
 
 
 def _identical(answers: dict[str, Rendered]) -> bool:
-    first, *others = answers.values()
-    return any(first.ids == other.ids for other in others)
+    return len(answers) == 2 and len({tuple(answer.ids) for answer in answers.values()}) == 1
 
 
 def _told(limits: Limits) -> str:
@@ -102,6 +104,8 @@ def _told(limits: Limits) -> str:
 
 def _columns(record: Record, fitted: _Fitted) -> Row:
     """What differs from kind to kind."""
+    if isinstance(record, Prompt):
+        return {"row_id": identity.prompt_row_id(record.prompt, record.tools)}
     if isinstance(record, Comparison):
         return _pair_columns(record, fitted)
     answer = _completion_columns(record, fitted)
@@ -109,7 +113,13 @@ def _columns(record: Record, fitted: _Fitted) -> Row:
         row_id = identity.judged_row_id(record.prompt, record.completion, record.label, record.tools)
         return {"row_id": row_id, **answer, "label": record.label, "weight": record.weight}
     row_id = identity.completion_row_id(record.prompt, record.completion, record.tools)
-    return {"row_id": row_id, **answer, "score": record.score}
+    return {"row_id": row_id, **answer, "score": record.score, **_optional(record)}
+
+
+def _optional(record: Completion) -> Row:
+    """The columns that only some versions have."""
+    scores = [each._asdict() for each in record.scores]
+    return {name: value for name, value in (("scores", scores), ("generator", record.generator)) if value}
 
 
 def _pair_columns(record: Comparison, fitted: _Fitted) -> Row:
@@ -121,17 +131,17 @@ def _pair_columns(record: Comparison, fitted: _Fitted) -> Row:
         "rejected": _turns(record.rejected),
         "chosen_ids": chosen.ids,
         "rejected_ids": rejected.ids,
-        "chosen_tokens": len(chosen.ids),
-        "rejected_tokens": len(rejected.ids),
+        "chosen_tokens": chosen.scored_tokens,
+        "rejected_tokens": rejected.scored_tokens,
         "shared_prefix": shared_prefix(chosen.ids, rejected.ids),
         "chosen_content_start": chosen.content_start,
         "chosen_finish": chosen.finish,
         "rejected_finish": rejected.finish,
-        "chosen_loss_mask": None,
-        "rejected_loss_mask": None,
+        "chosen_loss_mask": chosen.mask,
+        "rejected_loss_mask": rejected.mask,
         "chosen_score": record.chosen_score,
         "rejected_score": record.rejected_score,
-        "margin": None if scores[0] is None or scores[1] is None else scores[0] - scores[1],
+        "margin": record.margin if scores[0] is None or scores[1] is None else scores[0] - scores[1],
         "preference": record.preference,
     }
 
@@ -141,10 +151,10 @@ def _completion_columns(record: Completion | Judged, fitted: _Fitted) -> Row:
     return {
         "completion": _turns(record.completion),
         "completion_ids": completion.ids,
-        "completion_tokens": len(completion.ids),
+        "completion_tokens": completion.scored_tokens,
         "completion_content_start": completion.content_start,
         "completion_finish": completion.finish,
-        "completion_loss_mask": None,
+        "completion_loss_mask": completion.mask,
     }
 
 
