@@ -5,7 +5,7 @@ Canonical: JSON, UTF-8, sorted keys, no spaces, no Unicode normalisation, null k
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from prefdata.records import Messages
@@ -44,6 +44,21 @@ def pair_row_id(prompt: Messages, chosen: Any, rejected: Any, tools: str | None 
 def completion_row_id(prompt: Messages, completion: Any, tools: str | None = None) -> str:
     """The completion is its messages, or its token ids where they were generated."""
     return digest({"kind": "completions", "prompt": _turns(prompt), "completion": _side(completion), "tools": tools})
+
+
+def sample_row_id(
+    prompt: Messages, completion: Sequence[int], draw: Mapping[str, Any], tools: str | None = None
+) -> str:
+    """A sampled completion is one draw: who drew it, how, and which draw it was. Equal tokens of two draws are two rows."""
+    return digest(
+        {
+            "kind": "completions",
+            "prompt": _turns(prompt),
+            "completion": list(completion),
+            "tools": tools,
+            "draw": dict(draw),
+        }
+    )
 
 
 def judged_row_id(prompt: Messages, completion: Any, label: bool, tools: str | None = None) -> str:

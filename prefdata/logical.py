@@ -19,6 +19,7 @@ BASE = {kind.KIND: kind.BASE for kind in (pairs, completions, unpaired, prompts)
 OPTIONAL = {completions.KIND: completions.OPTIONAL}
 REFERENCE = {kind.KIND: kind.REFERENCE for kind in (pairs, completions, unpaired)}
 SEGMENT = {pairs.KIND: pairs.SEGMENT}
+SAMPLED = {completions.KIND: completions.SAMPLED}
 SELECTED = {pairs.KIND: pairs.SELECTED, completions.KIND: completions.SELECTED}
 SIDES: dict[str, tuple[str, ...]] = {
     pairs.KIND: ("chosen", "rejected"),
@@ -113,7 +114,7 @@ def row_problems(kind: str, table: pa.Table) -> list[str]:
 
 def _schema_problems(kind: str, found: pa.Schema) -> list[str]:
     problems = [f"column {name} is absent" for name in BASE[kind].names if name not in found.names]
-    for group in (BASE, OPTIONAL, REFERENCE, SEGMENT, SELECTED):
+    for group in (BASE, OPTIONAL, REFERENCE, SEGMENT, SAMPLED, SELECTED):
         for field in group.get(kind, ()):
             index = found.get_field_index(field.name)
             if index >= 0 and found.field(index).type != field.type:

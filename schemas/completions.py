@@ -44,6 +44,21 @@ BASE = pa.schema(
     ]
 )
 
+SAMPLED = pa.schema(
+    [
+        column("sampling", pa.string(), "JSON of the sampling parameters of the generated tokens"),
+        column("sample_index", pa.int32(), "which of its prompt's draws with these parameters it is, from 0"),
+        column("round", pa.int32(), "sampling round in the lineage, from 1; null: not sampled"),
+        column("seed", pa.int64(), "the engine's seed for this draw"),
+        column(
+            "sampler_token_logps",
+            TOKEN_LOGPS,
+            "nats, log-prob of each token under the distribution it was drawn from, after temperature and filters; null: "
+            "nothing was drawn, or the engine does not tell. Never the reference's",
+        ),
+    ]
+)
+
 SELECTED = pa.schema(
     [
         column(

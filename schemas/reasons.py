@@ -57,6 +57,7 @@ REASONS: dict[str, str] = {
     "duplicate_answer": "another row has the same prompt and good answer and stands for both",
     "lower_score": "another answer to the prompt has a higher score",
     "chosen_not_preferred": "the preference probability says that chosen is more likely the worse side",
+    "not_drawn": "what was drawn for the prompt is empty",
     "no_score": "the completion has no score that is a finite number",
     "single_answer": "no other completion of the prompt has a score, so there is nothing to compare it with",
     "margin_too_small": "no other completion of the prompt is apart from it by the margin that was asked for",

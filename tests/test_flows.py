@@ -22,7 +22,7 @@ from flows import deployable, interrupts
 from flows import running as running_flows
 from flows.deployable import Deployable
 from prefdata import versions
-from prefdata.builds import add_reference, greedy_baselines, ingest, paired, rejection, sapo_negatives
+from prefdata.builds import add_reference, generate, greedy_baselines, ingest, paired, rejection, sapo_negatives
 from prefdata.errors import UserError
 from prefdata.verify import verify
 from tests import tiny_world
@@ -32,6 +32,7 @@ from tests.test_builds import DIRTY, write_pairs
 MODULES = {
     "flows.ingest": ingest.Options,
     "flows.add_reference": add_reference.Options,
+    "flows.generate": generate.Options,
     "flows.build_paired": paired.Options,
     "flows.build_rejection_samples": rejection.Options,
     "flows.build_greedy_baselines": greedy_baselines.Options,

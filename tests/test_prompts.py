@@ -104,11 +104,11 @@ def test_nobody_scores_or_regenerates_answers_that_are_not_there(tmp_path: Path,
 
 def test_training_on_prompts_is_refused_in_words(tmp_path: Path, root: str, model: str) -> None:
     from trainers import contract
-    from trainers.objectives import OBJECTIVES
+    from trainers.loss import parse
 
     version = do(root, write(tmp_path / "x.jsonl", "w1"), model=model, split="train").version
     with pytest.raises(UserError, match="holds prompts") as refused:
-        contract.check(version, OBJECTIVES["dpo"])
+        contract.check(version, parse("dpo", None, []))
     assert "build_sapo_negatives" not in str(refused.value)
 
 

@@ -61,7 +61,7 @@ def test_a_process_that_ends_is_an_engine_that_died_and_the_next_call_works(pool
     victim = next(iter(pool._processes._processes))
     os.kill(victim, signal.SIGKILL)
     with pytest.raises(EngineDied, match="ended"):
-        pool.score(random_trees(40, longest=60))
+        pool.score(random_trees(3000, longest=24))
     pool._devices = ["cpu"]  # one is enough, and faster to start
     assert len(pool.score(random_trees(2))) == 2
 

@@ -78,14 +78,19 @@ class ReferenceStage:
         """Log-probs of the branches that are not found yet."""
         from prefdata import logprobs
 
-        missing, names = [], []
+        # rows of one prompt hang on one trunk, which then runs once for all of them
+        together: dict[bytes, tuple[Any, dict[str, Any]]] = {}
         for tree, token_ids in named:
-            left = [(branch, name) for branch, name in zip(tree.branches, token_ids, strict=True) if name not in found]
-            if left:
-                missing.append(logprobs.Tree(tree.trunk, [branch for branch, _ in left]))
-                names.append([name for _, name in left])
-        if not missing:
+            trunk = np.asarray(tree.trunk, np.int64).tobytes()
+            _, branches = together.setdefault(trunk, (tree.trunk, {}))
+            for branch, name in zip(tree.branches, token_ids, strict=True):
+                if name not in found:
+                    branches[name] = branch
+        wanted = [(trunk, branches) for trunk, branches in together.values() if branches]
+        if not wanted:
             return {}
+        missing = [logprobs.Tree(trunk, list(branches.values())) for trunk, branches in wanted]
+        names = [list(branches) for _, branches in wanted]
         model = self._load()
         if isinstance(model, logprobs.Pool):
             scored = model.score(missing, tell=unit.tell)
