@@ -38,14 +38,19 @@ def test_a_refusal_is_one_sentence_on_stderr_and_exit_2(command: list[str], caps
     assert "3 meanings" in captured.err
 
 
-def test_the_list_names_every_loss_with_what_it_reads(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_list_says_of_every_loss_what_it_reads_its_source_and_its_knobs(capsys: pytest.CaptureFixture[str]) -> None:
     assert run.main(["--list"]) == 0
     said = capsys.readouterr().out
     for name, objective in OBJECTIVES.items():
         block = next(part for part in said.split("\n\n") if part.startswith(f"{name}\n"))
-        assert objective.batch.reads in block
-        assert objective.source in block
-        assert all(str(knob) in block for knob in objective.knobs.values())
+        assert f"  reads   {objective.batch.reads}\n" in block
+        assert f"  source  {objective.source}\n" in block
+        for knob in objective.knobs.values():
+            told = f"{knob.name}  {knob.kind}, {knob.default} unless set"
+            assert told + (f", {knob.allowed}" if knob.allowed else "") in block
+    dpo = next(part for part in said.split("\n\n") if part.startswith("dpo\n"))
+    assert "knobs   beta  a number, 0.1 unless set, above 0\n" in dpo
+    assert "        label_smoothing  a number, 0.0 unless set, at least 0 and below 0.5\n" in dpo
 
 
 def test_help_imports_nothing_heavy() -> None:

@@ -11,11 +11,15 @@ import math
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from prefdata.errors import UserError, faults_in_words
 from trainers.options import Options
 from trainers.processes import Elsewhere, speaks
 from trainers.train import RunResult, train
+
+if TYPE_CHECKING:
+    from trainers.objectives import Objective
 
 __all__ = ["Options", "RunResult", "main", "train"]
 
@@ -187,17 +191,23 @@ def _quiet() -> None:
 
 
 def listing() -> str:
-    """Every loss: what it reads, where it is from, its knobs."""
+    """Every loss: what it reads, where it is from, its knobs with type, default and range."""
     from trainers.objectives import OBJECTIVES
 
-    blocks = []
-    for name, one in sorted(OBJECTIVES.items()):
-        summary_line = (one.loss.__doc__ or "").partition("\n")[0]
-        knobs = ", ".join(map(str, one.knobs.values())) or "none"
-        blocks.append(
-            f"{name}\n  {summary_line}\n  reads   {one.batch.reads}\n  source  {one.source}\n  knobs   {knobs}\n  lr      {one.lr:g}"
-        )
-    return "\n\n".join(blocks)
+    return "\n\n".join(_described(one) for _, one in sorted(OBJECTIVES.items()))
+
+
+def _described(one: "Objective") -> str:
+    summary_line = (one.loss.__doc__ or "").partition("\n")[0]
+    knobs = [
+        f"{knob.name}  {knob.kind}, {knob.default} unless set" + (f", {knob.allowed}" if knob.allowed else "")
+        for knob in one.knobs.values()
+    ]
+    told = {"reads": [one.batch.reads], "source": [one.source], "knobs": knobs or ["none"], "lr": [f"{one.lr:g}"]}
+    lines = [
+        f"  {label if not place else '':<8}{line}" for label, each in told.items() for place, line in enumerate(each)
+    ]
+    return "\n".join([one.name, f"  {summary_line}", *lines])
 
 
 def summary(result: RunResult) -> str:

@@ -42,6 +42,9 @@ class Range:
         return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
 
 
+_KINDS: Mapping[type, str] = {float: "a number", int: "a whole number", bool: "true or false", str: "a word"}
+
+
 @dataclass(frozen=True)
 class Knob:
     """One keyword of a loss."""
@@ -72,15 +75,23 @@ class Knob:
         try:
             value = self.type(text)
         except ValueError:
-            kind = "a whole number" if self.type is int else "a number"
-            raise UserError(f"--set {self.name}={text}: {self.name} of {loss} must be {kind}.") from None
+            raise UserError(f"--set {self.name}={text}: {self.name} of {loss} must be {self.kind}.") from None
         if not math.isfinite(value):
             raise UserError(f"--set {self.name}={text}: {self.name} of {loss} must be finite.")
         return value
 
+    @property
+    def kind(self) -> str:
+        """Its type in words."""
+        return "one of several words" if self.choices else _KINDS[self.type]
+
+    @property
+    def allowed(self) -> str:
+        """Which values it takes; empty where any of its type does."""
+        return str(self.range or "|".join(self.choices))
+
     def __str__(self) -> str:
-        allowed = f" ({self.range})" if self.range else f" ({'|'.join(self.choices)})" if self.choices else ""
-        return f"{self.name}={self.default}{allowed}"
+        return f"{self.name}={self.default}" + (f" ({self.allowed})" if self.allowed else "")
 
 
 def knobs_of(loss: Callable[..., Any]) -> dict[str, Knob]:
