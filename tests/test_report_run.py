@@ -8,7 +8,8 @@ import pytest
 
 from prefdata import cli, report
 from prefdata.errors import UserError
-from prefdata.report import of_run, training
+from prefdata.report import dynamics, of_run, training
+from prefdata.report.alarms import Alarm
 from tests.test_report import Page
 from tests.trainer_world import Talk, make_world
 from trainers import train
@@ -50,6 +51,8 @@ def test_the_curves_are_those_of_the_log(run: tuple[Path, str]) -> None:
     assert sorted(curves["eval/loss"]) == [0, 4, 8, 12]
     assert curves["train/loss"][max(curves["train/loss"])] == pytest.approx(result["train"]["loss"], rel=1e-6)
     drawn = [label for label in Page(of_run.page(str(folder), root).html).values("aria-label") if label]
+    for title in ("moved from the reference", "which way both sides went", "orders that disagree", "saturation"):
+        assert any(label.startswith(f"Curve of {title} by step") for label in drawn), title
     for title in ("loss", "reward margin", "accuracy", "log-prob per token", "gradient norm", "learning rate"):
         assert any(label.startswith(f"Curve of {title} by step") for label in drawn), title
 
@@ -109,6 +112,7 @@ def test_a_run_that_was_just_begun_has_a_page(run: tuple[Path, str], tmp_path: P
 
 # -- alarms --------------------------------------------------------------------------------------------------------
 
+NAN = float("nan")
 FINE = {"logps/chosen_per_token": (-1.0, -0.9), "logps/rejected_per_token": (-1.0, -1.5), "entropy": (1.0, 0.9)}
 
 
@@ -143,6 +147,64 @@ def test_curves_that_go_the_wrong_way_raise_alarms(
     assert alarms(changed, split=split) == [title]
 
 
+def dynamics_of(prefix: str = "eval", **curves: list[float]) -> list[str]:
+    """Titles of the alarms of metrics that were logged every fifty steps; / is written as __."""
+    named = {
+        f"{prefix}/{name.replace('__', '/')}": {50 * place: value for place, value in enumerate(each)}
+        for name, each in curves.items()
+    }
+    return [alarm.title for each in dynamics.CHECKS if isinstance(alarm := each({}, named), Alarm)]
+
+
+DRIVEN, SUPPRESSED = (
+    "The rejected answers are driven far below the reference",
+    "The chosen answers stay below the reference",
+)
+FASTER, BOTH, SATURATED = (
+    "Training pushes down more than up",
+    "Most pairs lose both sides",
+    "Most pairs teach nothing any more",
+)
+STEEPER, DISPLACED = "The rejected side has the larger gradient", "A step lowers the chosen side too"
+
+
+@pytest.mark.parametrize(
+    ("curves", "titles"),
+    [
+        ({"logratios__rejected_per_token": [0, -1.1, -1.2]}, [DRIVEN]),
+        ({"logratios__rejected_per_token": [0, -1.3, -1.2]}, []),  # no longer falling
+        ({"logratios__rejected_per_token": [0, -0.8, -0.9]}, []),
+        ({"logratios__rejected_per_token": [0, NAN]}, [DRIVEN]),
+        ({"logratios__chosen": [0, 1.0, 2.0], "logratios__rejected": [0, -5.0, -10.1]}, [FASTER]),
+        ({"logratios__chosen": [0, 1.0, 2.0], "logratios__rejected": [0, -5.0, -9.9]}, []),
+        # the last hundred steps count: there chosen rose by 2 and rejected fell by 4
+        ({"logratios__chosen": [0, 0.1, 1.1, 2.1], "logratios__rejected": [0, -50.0, -52.0, -54.0]}, []),
+        ({"logratios__chosen": [0, 0.01], "logratios__rejected": [0, -0.9]}, []),  # too little to speak of
+        ({"quadrants__both_down": [0, 0.51]}, [BOTH]),
+        ({"quadrants__both_down": [0.9, 0.5]}, []),
+        ({"saturation__beyond_6": [0.0, 0.81], "saturation__weightless": [0.0, 0.8]}, [SATURATED]),
+        ({"saturation__beyond_6": [0.0, 0.8], "saturation__weightless": [0.0, 0.81]}, [SATURATED]),
+        ({"saturation__beyond_6": [0.0, 0.8]}, []),
+        ({"saturation__beyond_6": [0.0, NAN]}, [SATURATED]),
+        ({"probe__gradient_ratio": [1.0, 3.1]}, [STEEPER]),
+        ({"probe__gradient_ratio": [4.0, 3.0]}, []),
+        ({"probe__displacement": [0.9, 1.01]}, [DISPLACED]),
+        ({"probe__displacement": [1.2, 1.0]}, []),
+    ],
+)
+def test_thresholds_of_where_log_probs_go(curves: dict[str, list[float]], titles: list[str]) -> None:
+    assert dynamics_of(**curves) == titles
+
+
+def test_chosen_below_the_reference_for_two_hundred_steps_of_training_is_suppression() -> None:
+    assert dynamics_of("train", logratios__chosen=[0.1, -0.1, -0.1, -0.1, -0.1, -0.1]) == [
+        SUPPRESSED
+    ]  # steps 50 to 250
+    assert dynamics_of("train", logratios__chosen=[0.1, -0.1, -0.1, 0.1, -0.1, -0.1]) == []
+    assert dynamics_of("train", logratios__chosen=[0.1, -0.1, -0.1, -0.1, -0.1]) == []  # 150 steps
+    assert dynamics_of("eval", logratios__chosen=[-0.1] * 9) == []
+
+
 @pytest.mark.parametrize(
     ("run", "title"),
     [
@@ -156,7 +218,6 @@ def test_ends_that_raise_alarms(run: dict[str, Any], title: str) -> None:
     assert alarms(**run) == [title]
 
 
-NAN = float("nan")
 NO_NUMBER = "Numbers that are not finite"
 
 

@@ -65,11 +65,12 @@ def step(model: Any, rows: RowBatch, task: Task, *, extras: bool = True, pooling
     parts = task.parts(rows, measured, pooling)
     tally = Tally()
     for part in parts:
-        tally.update(measure(part.batch, part.term.objective, part.term.knobs))
+        tally.fill(measure(part.batch, part.term.objective, part.term.knobs))  # of two terms' rewards, the first one's
         name = "loss" if len(parts) == 1 else f"loss/{part.term.objective.name}"
         tally.add(name, float(part.losses.detach().sum()), part.items)
     if scores is not None:
         _add_extras(tally, scores, rows)
+        _add_least_likely(tally, scores, rows)
     return Outcome(parts, tally)
 
 
@@ -78,6 +79,15 @@ def _add_extras(tally: Tally, scores: logprobs.Scores, rows: RowBatch) -> None:
         if values is not None:
             scored = _scored(values, rows.scored)
             tally.add(name, float(scored.sum(dtype=widest(scored.device))), scored.numel())
+
+
+def _add_least_likely(tally: Tally, scores: logprobs.Scores, rows: RowBatch) -> None:
+    """The least likely scored token of any rejected side: where one is driven to nothing, it is seen here first."""
+    if "rejected" not in rows.names:
+        return
+    place = rows.names.index("rejected")
+    sides = slice(place, None, len(rows.names))
+    tally.lowest("logps/rejected_token_min", float(_scored(scores.logps[sides], rows.scored[sides]).detach().min()))
 
 
 def idle(model: Any, task: Task) -> Tensor:
@@ -89,7 +99,9 @@ def idle(model: Any, task: Task) -> Tensor:
 
 
 def _scored(values: Sequence[Tensor], scored: Tensor) -> Tensor:
-    return torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)[scored]
+    """Those of scored tokens, one after another."""
+    padded = torch.nn.utils.rnn.pad_sequence(list(values), batch_first=True)
+    return padded[scored[:, : padded.shape[1]]]
 
 
 class Loop(Trainer):

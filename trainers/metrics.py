@@ -1,22 +1,24 @@
 """What is measured beside the loss: once, for every objective, from the same forward.
 
 Everything is kept as a sum and a count under the name it is logged by, so that averages over micro-batches, steps,
-processes and a held-out split are right whatever their sizes.
+processes and a held-out split are right whatever their sizes; extremes and quantiles as what they are taken from.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from trainers import diagnostics
 from trainers.objectives import Batch, Demonstration, Objective, Pair, ReferencedPair
 from trainers.objectives.batch import RewardPair
 from trainers.precision import widest
 
 
 class Tally:
-    """Named sums with their counts."""
+    """Named sums with their counts, named lowest values, and named values of which the lowest tenth is asked for."""
 
     @classmethod
     def joined(cls, tallies: Iterable["Tally"]) -> "Tally":
@@ -29,20 +31,43 @@ class Tally:
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, float] = {}
+        self._lowest: dict[str, float] = {}
+        self._values: dict[str, list[float]] = {}
 
     def add(self, name: str, total: float, count: float) -> None:
         """Add to one name."""
         self._sums[name] = self._sums.get(name, 0.0) + total
         self._counts[name] = self._counts.get(name, 0.0) + count
 
+    def lowest(self, name: str, value: float) -> None:
+        """Keep the lowest value of one name; NaN counts as the lowest."""
+        self._lowest[name] = float(np.minimum(self._lowest.get(name, np.inf), value))
+
+    def sample(self, name: str, values: Iterable[float]) -> None:
+        """Add to the values of one name, of which the lowest tenth is asked for."""
+        self._values.setdefault(name, []).extend(values)
+
     def update(self, other: "Tally") -> None:
         """Add everything that another tally holds."""
         for name, total in other._sums.items():
             self.add(name, total, other._counts[name])
+        for name, value in other._lowest.items():
+            self.lowest(name, value)
+        for name, values in other._values.items():
+            self.sample(name, values)
+
+    def fill(self, other: "Tally") -> None:
+        """Take what another tally holds under names that this one has not."""
+        for own, theirs in zip(self._held(), other._held(), strict=True):
+            own.update({name: value for name, value in theirs.items() if name not in own})
 
     def means(self) -> dict[str, float]:
-        """Sum over count for every name."""
-        return {name: total / max(self._counts[name], 1.0) for name, total in self._sums.items()}
+        """Sum over count for every name; of some the lowest value, or what a tenth of the values lie below."""
+        found = {name: total / max(self._counts[name], 1.0) for name, total in self._sums.items()}
+        return found | self._lowest | {name: float(np.quantile(each, 0.1)) for name, each in self._values.items()}
+
+    def _held(self) -> tuple[dict[str, Any], ...]:
+        return self._sums, self._counts, self._lowest, self._values
 
     def __bool__(self) -> bool:
         return bool(self._sums)
@@ -51,12 +76,18 @@ class Tally:
 @torch.no_grad()
 def measure(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Tally:
     """The metrics that a micro-batch's sums of log-probs give."""
-    rows = list(_rows(batch, objective, knobs))
+    rows, tails = list(_rows(batch, objective, knobs)), list(diagnostics.tails(batch))
+    dtype = widest(rows[0][1].device)
+    sums = torch.stack([values.sum(dtype=dtype) for _, values, _ in rows])
     # one transfer from the device for all of them
-    totals = torch.stack([values.sum(dtype=widest(values.device)) for _, values, _ in rows]).tolist()
+    found = torch.cat([sums, *(values.to(dtype) for _, values in tails)]).tolist()
     tally = Tally()
-    for (name, _, count), total in zip(rows, totals, strict=True):
+    for (name, _, count), total in zip(rows, found, strict=False):
         tally.add(name, total, count)
+    start = len(rows)
+    for name, values in tails:
+        tally.sample(name, found[start : start + len(values)])
+        start += len(values)
     return tally
 
 
@@ -94,6 +125,8 @@ def _pairs(pair: Pair, knobs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, 
     yield "rewards/margins", chosen - rejected, rows
     yield "rewards/accuracies", chosen > rejected, rows
     yield "rewards/ties", chosen == rejected, rows
+    for name, values in diagnostics.of_pairs(pair, chosen - rejected, knobs):
+        yield name, values, rows
 
 
 def rewards(pair: Pair, knobs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

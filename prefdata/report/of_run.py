@@ -11,8 +11,8 @@ from markupsafe import Markup
 from prefdata import versions
 from prefdata.errors import UserError
 from prefdata.report import ancestry, charts, rendering, training
+from prefdata.report.logged import Curves
 from prefdata.report.of_version import Page
-from prefdata.report.training import Curves
 
 RUN = "run.json"
 STEP_ZERO = "step0.json"
@@ -157,7 +157,65 @@ def _figures(curves: Curves) -> Iterator[Markup | None]:
     yield charts.curves(
         "Rewards", both("rewards/{}"), "If both fall, the chosen answers become less likely too.", zero=True
     )
+    yield charts.curves(
+        "Moved from the reference",
+        both("logratios/{}_per_token"),
+        "Nats per token, log policy - log reference, means over pairs.",
+        zero=True,
+    )
+    yield charts.curves(
+        "Moved from the reference, held out", both("logratios/{}_per_token", of="eval"), "Nats per token.", zero=True
+    )
+    yield charts.curves(
+        "Rejected answers that fell furthest",
+        [
+            one("logratios/rejected_per_token_p10", "train, lowest tenth below", "plain"),
+            one("logratios/rejected_per_token_p10", "held out", "rejected", of="eval"),
+        ],
+        "Nats per token from the reference.",
+        zero=True,
+    )
+    yield charts.curves(
+        "Which way both sides went",
+        [
+            one("quadrants/chosen_up_rejected_down", "apart", "chosen"),
+            one("quadrants/both_down", "both down", "rejected"),
+            one("quadrants/both_up", "both up", "plain"),
+        ],
+        "Shares of the training pairs, from the reference on; what is missing to 1 went the wrong way.",
+    )
+    yield charts.curves(
+        "Orders that disagree",
+        with_held_out("orders/disagree"),
+        "Share of pairs whose rewards say one order and whose log-probs (sums) the other.",
+    )
+    yield charts.curves(
+        "Saturation",
+        [one("saturation/beyond_6", "margin beyond 6", "plain"), one("saturation/weightless", "no weight", "rejected")],
+        "Shares of the training pairs; of losses with a beta.",
+    )
+    yield charts.curves(
+        "Probe: log-prob per token",
+        [
+            one("probe/unseen_per_token", "unseen answers", "chosen", of="eval"),
+            one("probe/unrelated_per_token", "answers to other prompts", "rejected", of="eval"),
+        ],
+        "Nats, the same held-out rows every time. If the second rises while the first falls, probability disperses.",
+    )
+    yield charts.curves(
+        "Probe: gradients",
+        [
+            one("probe/gradient_ratio", "rejected / chosen", "rejected", of="eval"),
+            one("probe/displacement", "displacement", "plain", of="eval"),
+        ],
+        "Displacement above 1: a step lowers chosen too.",
+        zero=True,
+    )
     yield charts.curves("Negative log-likelihood", with_held_out("nll_loss"), "Nats per token of the good answers.")
     yield charts.curves("Entropy", with_held_out("entropy"), "Nats per token.")
     yield charts.curves("Gradient norm", [one("grad_norm", "gradient norm", "plain")])
+    yield charts.curves(
+        "Time of a step", [one("seconds_per_step", "seconds", "plain")], "Without evaluations and saving."
+    )
+    yield charts.curves("Memory", [one("peak_memory_gib", "peak", "plain")], "GiB, the highest so far of any process.")
     yield charts.curves("Learning rate", [one("learning_rate", "learning rate", "plain")])

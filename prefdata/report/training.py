@@ -8,15 +8,14 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from prefdata.report import dynamics
 from prefdata.report.alarms import LEVELS, Alarm, Checked, percent
 from prefdata.report.charts import number
-
-Curves = Mapping[str, Mapping[int, float]]  # values by step, under train/NAME and eval/NAME
-Run = Mapping[str, Any]  # run.json
+from prefdata.report.dynamics import CURE
+from prefdata.report.logged import Curves, Run, moved
 
 _FIRST = ("loss", "rewards/margins", "rewards/accuracies", "logps/accuracies", "logps/chosen_per_token")
 _TOLD = 5  # metrics that are named
-_CURE = "Add a likelihood term on the chosen side, lower the learning rate, or stop earlier."
 
 
 def check(run: Run, curves: Curves, agreements: Mapping[str, Mapping[str, Any]]) -> Checked:
@@ -73,27 +72,27 @@ def _not_finite(run: Run, curves: Curves) -> Alarm | str:
 
 def _chosen_falls(run: Run, curves: Curves) -> Alarm | str | None:
     title = "The chosen answers become less likely"
-    moved = _moved(run, curves, "logps/chosen_per_token")
-    if moved is None:
+    found = moved(curves, "logps/chosen_per_token")
+    if found is None:
         return None
-    before, after, where = moved
+    before, after, where = found
     if after >= before - 0.01:
         return title
-    other = _moved(run, curves, "logps/rejected_per_token")
+    other = moved(curves, "logps/rejected_per_token")
     beside = f"; the rejected ones from {number(other[0])} to {number(other[1])}" if other else ""
-    found = f"{where}: from {number(before)} to {number(after)} nats per token{beside}"
-    advice = f"Margins grow by pushing the rejected side down harder (arXiv 2406.07327). {_CURE}"
-    return Alarm("warning", title, found, advice)
+    told = f"{where}: from {number(before)} to {number(after)} nats per token{beside}"
+    advice = f"Margins grow by pushing the rejected side down harder (arXiv 2406.07327). {CURE}"
+    return Alarm("warning", title, told, advice)
 
 
 def _rejected_drops(run: Run, curves: Curves) -> Alarm | str | None:
     title = "The rejected answers are driven far down"
-    moved = _moved(run, curves, "logps/rejected_per_token")
-    if moved is None:
+    found = moved(curves, "logps/rejected_per_token")
+    if found is None:
         return None
-    before, after, where = moved
-    found = f"{where}: from {number(before)} to {number(after)} nats per token"
-    return title if after >= before - 1 else Alarm("warning", title, found, f"More than 1 nat per token. {_CURE}")
+    before, after, where = found
+    told = f"{where}: from {number(before)} to {number(after)} nats per token"
+    return title if after >= before - 1 else Alarm("warning", title, told, f"More than 1 nat per token. {CURE}")
 
 
 def _likelihood(run: Run, curves: Curves) -> Alarm | str | None:
@@ -109,13 +108,13 @@ def _likelihood(run: Run, curves: Curves) -> Alarm | str | None:
 
 def _dispersion(run: Run, curves: Curves) -> Alarm | str | None:
     title = "Probability spreads to what was never seen"
-    entropy, chosen = _moved(run, curves, "entropy"), _moved(run, curves, "logps/chosen_per_token")
+    entropy, chosen = moved(curves, "entropy"), moved(curves, "logps/chosen_per_token")
     if entropy is None or chosen is None:
         return None
     if entropy[1] <= entropy[0] * 1.05 or chosen[1] >= chosen[0]:
         return title
     found = f"{entropy[2]}: entropy from {entropy[0]:.2f} to {entropy[1]:.2f} nats while the chosen log-prob fell"
-    return Alarm("warning", title, found, f"Both sides lose, other answers win. {_CURE}")
+    return Alarm("warning", title, found, f"Both sides lose, other answers win. {CURE}")
 
 
 def _nothing_learnt(run: Run, curves: Curves) -> Alarm | str | None:
@@ -134,21 +133,13 @@ def _no_held_out(run: Run, curves: Curves) -> Alarm | None:
     return Alarm("note", "No held-out rows", "nothing was measured before and after", "The version has no test split.")
 
 
-def _moved(run: Run, curves: Curves, name: str) -> tuple[float, float, str] | None:
-    """First and last value of a metric, held out where that was measured twice, and where that is."""
-    for where, prefix in (("held out", "eval"), ("in training", "train")):
-        points = sorted(curves.get(f"{prefix}/{name}", {}).items())
-        if len(points) >= 2:
-            return points[0][1], points[-1][1], where
-    return None
-
-
 _CHECKS: tuple[Callable[[Run, Curves], Alarm | str | None], ...] = (
     _not_finite,
     _chosen_falls,
     _rejected_drops,
     _likelihood,
     _dispersion,
+    *dynamics.CHECKS,
     _nothing_learnt,
     _unfinished,
     _no_held_out,

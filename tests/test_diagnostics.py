@@ -1,0 +1,99 @@
+"""What is logged beside the loss, against values worked out by hand."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from prefdata import logprobs, models
+from tests.trainer_world import World, rows_of, task_of
+from trainers import loop
+from trainers.data import collate
+from trainers.loss import parse
+from trainers.metrics import Tally, measure
+from trainers.objectives import Pair, ReferencedPair, find
+from trainers.task import Task
+
+# a = +2, -1, +1, -3 and b = -4, -2, +3, +1 nats, so d = 6, 1, -2, -4
+MOVED = ReferencedPair(
+    chosen=torch.tensor([-4.0, -9.0, -3.0, -7.0]).double(),
+    rejected=torch.tensor([-10.0, -6.0, -1.0, -1.5]).double(),
+    chosen_tokens=torch.tensor([2, 1, 4, 3]),
+    rejected_tokens=torch.tensor([4, 2, 1, 1]),
+    ref_chosen=torch.tensor([-6.0, -8.0, -4.0, -4.0]).double(),
+    ref_rejected=torch.tensor([-6.0, -4.0, -4.0, -2.5]).double(),
+)
+
+
+def test_how_far_both_sides_moved_and_where_to() -> None:
+    means = measure(MOVED, find("dpo"), {"beta": 1.5}).means()
+    assert means["logratios/chosen"] == pytest.approx((2 - 1 + 1 - 3) / 4)
+    assert means["logratios/rejected"] == pytest.approx((-4 - 2 + 3 + 1) / 4)
+    assert means["logratios/chosen_per_token"] == pytest.approx((1 - 1 + 0.25 - 1) / 4)
+    assert means["logratios/rejected_per_token"] == pytest.approx((-1 - 1 + 3 + 1) / 4)
+    # of -4, -2, 1, 3 a tenth lies below the point three tenths of the way from -4 to -2
+    assert means["logratios/rejected_p10"] == pytest.approx(-3.4)
+    assert means["logratios/rejected_per_token_p10"] == pytest.approx(-1)
+    quadrants = ("chosen_up_rejected_down", "both_down", "both_up", "chosen_down_rejected_up")
+    assert [means[f"quadrants/{name}"] for name in quadrants] == [0.25] * 4
+
+
+def test_saturation_is_that_of_the_scaled_margin() -> None:
+    means = measure(MOVED, find("dpo"), {"beta": 1.5}).means()  # margins 9, 1.5, -3, -6
+    assert means["saturation/beyond_6"] == 0.25  # -6 is not beyond it
+    assert means["saturation/weightless"] == 0.25  # sigmoid(-9) alone is below 0.01
+    assert means["saturation/weight"] == pytest.approx(sum(1 / (1 + math.exp(m)) for m in (9, 1.5, -3, -6)) / 4)
+    assert not any(name.startswith("saturation/") for name in measure(MOVED, find("ipo"), {"tau": 0.1}).means())
+
+
+def test_a_reward_order_that_the_likelihoods_contradict_is_counted() -> None:
+    # rewards prefer chosen in rows 0 and 1; sums of log-probs in row 0; means per token (-2, -2.5), (-9, -3), (-.75, -1),
+    # (-2.33, -1.5) in rows 0 and 2
+    means = measure(MOVED, find("dpo"), {"beta": 0.1}).means()
+    assert means["orders/disagree"] == 0.25
+    assert means["orders/disagree_per_token"] == 0.5
+    assert means["logps/margin_per_token"] == pytest.approx((0.5 - 6 + 0.25 - 7 / 3 + 1.5) / 4)
+    mean_reward = measure(Pair(*(getattr(MOVED, name) for name in PAIR)), find("simpo"), {"beta": 2.0, "gamma": 0.5})
+    assert mean_reward.means()["orders/disagree_per_token"] == 0
+
+
+PAIR = ("chosen", "rejected", "chosen_tokens", "rejected_tokens")
+
+
+def test_nothing_moved_is_in_no_quadrant_and_no_disagreement() -> None:
+    still = ReferencedPair(*(getattr(MOVED, name) for name in PAIR), MOVED.chosen, MOVED.rejected)
+    means = measure(still, find("dpo"), {"beta": 0.1}).means()
+    assert all(value == 0 for name, value in means.items() if name.startswith(("quadrants/", "logratios/", "orders/")))
+    assert means["saturation/weight"] == 0.5
+
+
+def test_a_tally_joins_extremes_and_tails_as_if_all_had_come_at_once() -> None:
+    one, other = Tally(), Tally()
+    one.lowest("min", -1.0), other.lowest("min", -2.0)
+    one.sample("p10", [0.0, 3.0]), other.sample("p10", [1.0, 2.0])
+    assert Tally.joined([one, other]).means() == {"min": -2.0, "p10": pytest.approx(0.3)}
+    other.lowest("min", math.nan)
+    assert math.isnan(Tally.joined([one, other]).means()["min"])
+
+
+def test_the_first_term_that_has_a_metric_gives_it(world: World, tmp_path: Path) -> None:
+    """Rewards of dpo and simpo are on two scales: a mean of both would be neither."""
+    rows = collate([rows_of(world.version, "dpo", tmp_path)[place] for place in range(3)])
+    model = models.load_model(world.model)
+    both = loop.step(model, rows, Task(parse("dpo+simpo", None, ("dpo.beta=0.3",)), "pairs")).tally.means()
+    alone = loop.step(model, rows, Task(parse("dpo", None, ("beta=0.3",)), "pairs")).tally.means()
+    assert {name: both[name] for name in alone if name != "loss"} == {n: v for n, v in alone.items() if n != "loss"}
+    assert "simpo/beyond_margin" in both
+
+
+def test_the_least_likely_token_of_the_rejected_sides(world: World, tmp_path: Path) -> None:
+    read = rows_of(world.version, "dpo", tmp_path)
+    rows = collate([read[place] for place in range(len(read) - 5, len(read))])  # with masks
+    model = models.load_model(world.model)
+    means = loop.step(model, rows, task_of("dpo")).tally.means()
+    logps = logprobs.forward(model, rows.trees).logps[1::2]
+    expected = min(
+        float(own.detach()[mask[: len(own)]].min()) for own, mask in zip(logps, rows.scored[1::2], strict=True)
+    )
+    assert means["logps/rejected_token_min"] == pytest.approx(expected, abs=1e-6)
