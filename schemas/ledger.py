@@ -20,7 +20,8 @@ LEDGER = pa.schema(
         required(
             "stage",
             pa.string(),
-            "last stage the row reached: read, format, gate, tokens, split, select, generate, reference, publish",
+            "last stage the row reached: read, format, gate, tokens, split, select, generate, reference, publish, or the "
+            "cleaning step that judged it",
         ),
         column("reason", pa.string(), "one word for why it was set aside; null when kept"),
         column("detail", pa.string(), "what was found, for a person to read"),

@@ -53,6 +53,11 @@ REASONS: dict[str, str] = {
     # identity and splits
     "duplicate_row": "an equal row is already in this version",
     "prompt_in_test": "the prompt, token by token, is in the test split too",
+    # cleaning
+    "duplicate_prompt": "another prompt is the same but for case, spacing and Unicode's forms, and stands for it",
+    "duplicate_text": "another row's prompt and answers are the same but for case, spacing and Unicode's forms",
+    "near_duplicate_prompt": "another prompt is nearly the same, word by word, and stands for it",
+    "near_duplicate_row": "another row's prompt and answers are nearly the same, word by word, and stand for it",
     # generation
     "duplicate_answer": "another row has the same prompt and good answer and stands for both",
     "lower_score": "another answer to the prompt has a higher score",
