@@ -130,7 +130,8 @@ def _add_argument(parser: argparse.ArgumentParser, knob: "Field[Any]", owner: ty
     elif plain is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
     else:
-        parser.add_argument(flag, type=plain, default=default, help=text, choices=knob.metadata.get("choices"))
+        more: dict[str, Any] = {"nargs": "+"} if several else {}
+        parser.add_argument(flag, type=plain, default=default, help=text, choices=knob.metadata.get("choices"), **more)
 
 
 def _name(given: Mapping[str, Any]) -> str:
