@@ -10,6 +10,7 @@ os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")
 # one file a deployment; the flow in it has the deployment's name with underscores
 DEPLOYMENTS = (
     "ingest",
+    "clean",
     "generate",
     "build-paired",
     "build-rejection-samples",

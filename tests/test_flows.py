@@ -22,7 +22,7 @@ from flows import deployable, interrupts
 from flows import running as running_flows
 from flows.deployable import Deployable
 from prefdata import versions
-from prefdata.builds import add_reference, generate, greedy_baselines, ingest, paired, rejection, sapo_negatives
+from prefdata.builds import add_reference, clean, generate, greedy_baselines, ingest, paired, rejection, sapo_negatives
 from prefdata.errors import UserError
 from prefdata.verify import verify
 from tests import tiny_world
@@ -31,6 +31,7 @@ from tests.test_builds import DIRTY, write_pairs
 
 MODULES = {
     "flows.ingest": ingest.Options,
+    "flows.clean": clean.Options,
     "flows.add_reference": add_reference.Options,
     "flows.generate": generate.Options,
     "flows.build_paired": paired.Options,

@@ -1,0 +1,111 @@
+"""clean: versions of every kind, end to end; ledgers add up, and how rows were stored changes nothing."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefdata import versions
+from prefdata.builds.clean import Options, job
+from prefdata.builds.job import Outcome, run
+from prefdata.errors import UserError
+from prefdata.verify import verify
+from prefdata.versions import Version
+from tests import tiny_world
+from tests.test_ingest import do
+
+ASKED = ("w1 w2 w3 w4 w5 w6 w7", "w8", "w9 w1")
+Rows = list[dict[str, Any]]
+
+
+def pairs(prompt: str) -> dict[str, Any]:
+    return {"prompt": prompt, "chosen": "w1 w2", "rejected": "w3"}
+
+
+def completions(prompt: str) -> dict[str, Any]:
+    return {"prompt": prompt, "response": "w1 w2"}
+
+
+def unpaired(prompt: str) -> dict[str, Any]:
+    return {"prompt": prompt, "completion": "w1 w2", "label": True}
+
+
+def prompts(prompt: str) -> dict[str, Any]:
+    return {"prompt": prompt}
+
+
+KINDS: tuple[Callable[[str], dict[str, Any]], ...] = (pairs, completions, unpaired, prompts)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_world.save_model(tmp_path_factory.mktemp("model") / "m", positions=96)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> str:
+    return str(tmp_path / "data")
+
+
+def ingested(root: str, model: str, rows: Rows, name: str = "x.jsonl", **options: Any) -> Version:
+    path = Path(root).parent / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return do(root, path, model=model, **({"split": "train"} | options)).version
+
+
+def cleaned(root: str, **options: Any) -> Outcome:
+    return run(job(Options(**options), root))
+
+
+def reasons(version: Version) -> list[str | None]:
+    return [line["reason"] for line in version.ledger().to_pylist()]
+
+
+@pytest.mark.parametrize("make", KINDS, ids=[make.__name__ for make in KINDS])
+@pytest.mark.parametrize("compared", ["prompts", "rows"])
+def test_every_kind_is_cleaned_and_its_ledger_adds_up(
+    make: Callable[[str], dict[str, Any]], compared: str, root: str, model: str
+) -> None:
+    parent = ingested(root, model, [make(prompt) for prompt in (*ASKED, ASKED[0].upper(), f"{ASKED[0]}?", "W8")])
+    version = cleaned(root, exact=compared, near=compared).version
+    assert verify(version) == []
+    assert (version.kind, version.schema) == (make.__name__, parent.schema)
+    assert [line["row_id"] for line in version.ledger().to_pylist()] == parent.table("train")["row_id"].to_pylist()
+    assert {parent.name} == {entry["version"] for entry in version.manifest["parents"]}
+    assert [stage["stage"] for stage in version.manifest["counts"]["stages"]] == [
+        "duplicates",
+        "near_duplicates",
+        "publish",
+    ]
+    assert version.manifest["counts"]["set_aside"] == 3
+    kept = {row["row_id"]: row for row in version.table("train").to_pylist()}
+    assert all(row == kept[row["row_id"]] for row in parent.table("train").to_pylist() if row["row_id"] in kept)
+
+
+def test_row_order_and_files_change_nothing(root: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [pairs(f"{prompt} {tail}") for prompt in ASKED for tail in ("w1", "W1", "w2", "w1?")]
+    ingested(root, model, rows)
+    monkeypatch.setattr(versions, "ROWS_PER_FILE", 3)
+    ingested(root, model, rows[::-1], "y.jsonl")
+    found = [cleaned(root, source=source, exact="rows", near="prompts").version for source in ("v1", "v2")]
+    assert len({version.logical_hash for version in found}) == 1
+    assert len({str(version.manifest["counts"]) for version in found}) == 1
+
+
+def test_the_same_clean_again_does_nothing_and_another_threshold_reads_nothing(root: str, model: str) -> None:
+    ingested(root, model, [pairs(prompt) for prompt in ASKED])
+    assert cleaned(root, source="v1", near="prompts").computed == 1
+    again = cleaned(root, source="v1", near="prompts")
+    assert (again.published, again.computed, again.version.name) == (False, 0, "v2")
+    other = cleaned(root, source="v1", near="prompts", near_threshold=0.9)
+    assert (other.published, other.computed) == (True, 0)
+
+
+def test_no_step_is_refused_in_words(root: str, model: str) -> None:
+    ingested(root, model, [pairs(ASKED[0])])
+    with pytest.raises(UserError, match="no step was asked for"):
+        cleaned(root)
+    with pytest.raises(UserError, match="near is 'answers'"):
+        cleaned(root, near="answers")
