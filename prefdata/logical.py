@@ -5,7 +5,7 @@ scores), not how rows are cut into files. It is the sum modulo 2**256 of one sha
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +20,14 @@ OPTIONAL = {completions.KIND: completions.OPTIONAL}
 REFERENCE = {kind.KIND: kind.REFERENCE for kind in (pairs, completions, unpaired)}
 SEGMENT = {pairs.KIND: pairs.SEGMENT}
 SAMPLED = {completions.KIND: completions.SAMPLED}
-SELECTED = {pairs.KIND: pairs.SELECTED, completions.KIND: completions.SELECTED}
+SELECTED = {pairs.KIND: pairs.SELECTED, completions.KIND: completions.SELECTED, unpaired.KIND: unpaired.PARTNER}
 SIDES: dict[str, tuple[str, ...]] = {
     pairs.KIND: ("chosen", "rejected"),
     completions.KIND: ("completion",),
     unpaired.KIND: ("completion",),
     prompts.KIND: (),
 }
+PARTNER = "partner"
 
 _LABELS = (
     "chosen_score",
@@ -41,6 +42,17 @@ _LABELS = (
 )
 # of a sum's size; rounding to float32 is 6e-8 of it, adding up in float32 over thousands of tokens some 1e-6
 _SUM_TOLERANCE = 1e-5
+
+
+def sides_of(kind: str, columns: Container[str]) -> tuple[str, ...]:
+    """The sides of rows with these columns: those of their kind, and the frozen partner where there is one."""
+    return SIDES[kind] + ((PARTNER,) if f"{PARTNER}_ids" in columns else ())
+
+
+def reference_of(kind: str, columns: Container[str]) -> pa.Schema:
+    """The reference columns of rows with these columns."""
+    partner = [unpaired.PARTNER_REFERENCE] if PARTNER in sides_of(kind, columns) else []
+    return pa.unify_schemas([REFERENCE[kind], *partner])
 
 
 class LogicalHash:
@@ -106,7 +118,7 @@ def row_problems(kind: str, table: pa.Table) -> list[str]:
         return wrong
     table = table.combine_chunks()
     found = [*_token_problems(table, "prompt"), *_score_problems(table)]
-    for side in SIDES[kind]:
+    for side in sides_of(kind, table.column_names):
         uncounted = _token_problems(table, side)
         found += [*uncounted, *_reference_problems(table, side, summed=not uncounted)]
     return found
@@ -114,8 +126,9 @@ def row_problems(kind: str, table: pa.Table) -> list[str]:
 
 def _schema_problems(kind: str, found: pa.Schema) -> list[str]:
     problems = [f"column {name} is absent" for name in BASE[kind].names if name not in found.names]
-    for group in (BASE, OPTIONAL, REFERENCE, SEGMENT, SAMPLED, SELECTED):
-        for field in group.get(kind, ()):
+    groups = [group.get(kind, ()) for group in (BASE, OPTIONAL, SEGMENT, SAMPLED, SELECTED)]
+    for group in (*groups, reference_of(kind, found.names) if kind in REFERENCE else ()):
+        for field in group:
             index = found.get_field_index(field.name)
             if index >= 0 and found.field(index).type != field.type:
                 problems.append(f"column {field.name} is {found.field(index).type}, expected {field.type}")
@@ -124,7 +137,10 @@ def _schema_problems(kind: str, found: pa.Schema) -> list[str]:
 
 def _null_problems(kind: str, table: pa.Table) -> list[str]:
     names = [field.name for field in BASE[kind] if not field.nullable]
-    names += [field.name for field in REFERENCE.get(kind, ()) if field.name in table.column_names]
+    columns = table.column_names
+    names += [field.name for field in SELECTED.get(kind, ()) if not field.nullable and field.name in columns]
+    if kind in REFERENCE:
+        names += [field.name for field in reference_of(kind, columns) if field.name in columns]
     return [f"{name} is null in {nulls} rows" for name in names if (nulls := table[name].null_count)]
 
 

@@ -6,7 +6,7 @@ Log-probs are natural logs (nats); completion_tokens counts what a sum was taken
 import pyarrow as pa
 
 from schemas import completions
-from schemas.columns import column, required
+from schemas.columns import TOKEN_IDS, TOKEN_LOGPS, TOKEN_MASK, column, required
 
 KIND = "unpaired"
 
@@ -19,3 +19,22 @@ BASE = pa.schema(
 )
 
 REFERENCE = completions.REFERENCE
+
+# the frozen partner: another prompt's completion, which KTO's reference point is estimated with
+PARTNER = pa.schema(
+    [
+        required("partner_row_id", pa.string(), "row_id, in the parent version, of the row whose completion it is"),
+        required("partner_ids", TOKEN_IDS, "token ids of another prompt's completion, read behind this row's prompt"),
+        required("partner_tokens", pa.int32(), "scored tokens in partner_ids, at least 1"),
+        column("partner_loss_mask", TOKEN_MASK, "which partner tokens are scored; null: all"),
+    ]
+)
+
+PARTNER_REFERENCE = pa.schema(
+    [
+        column(
+            "ref_partner_token_logps", TOKEN_LOGPS, "nats, log p_ref of every token of partner_ids behind prompt_ids"
+        ),
+        column("ref_partner_logps", pa.float32(), "nats, sum of log p_ref over the partner_tokens scored tokens"),
+    ]
+)

@@ -37,7 +37,7 @@ _ADDED_BY = (
     ("score", ("score_rewards",)),
     ("label", ("build_unpaired",)),
 )
-_MADE_BY = {"pairs": "build_sapo_negatives"}
+_MADE_BY = {"pairs": "build_sapo_negatives", "unpaired": "build_unpaired"}
 
 
 def check(version: Version, loss: Loss) -> None:
@@ -156,6 +156,11 @@ def _check_value(rows: pa.Table, value: Value, version: Version) -> None:
         _refuse(rows, pc.is_null(column), version.name, f"{value.column} is missing", _added_by(version, value.column))
     if pa.types.is_boolean(column.type):
         return
+    if value.is_truth:
+        raise UserError(
+            f"column {value.column} of data version {version.name} is {column.type}, and what is read is true or false.\n"
+            f"Make it from scores, pairs or votes:  {_added_by(version, value.column)}"
+        )
     if pa.types.is_list(column.type):
         lengths = pc.list_value_length(column)
         _refuse(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainers import diagnostics
 from trainers.objectives import Batch, Demonstration, Objective, Pair, ReferencedPair
-from trainers.objectives.batch import RewardPair
+from trainers.objectives.batch import Judged, RewardPair
 from trainers.precision import widest
 
 
@@ -64,6 +64,9 @@ class Tally:
     def means(self) -> dict[str, float]:
         """Sum over count for every name; of some the lowest value, or what a tenth of the values lie below."""
         found = {name: total / max(self._counts[name], 1.0) for name, total in self._sums.items()}
+        sides = [f"rewards/{side}" for side in ("chosen", "rejected")]
+        if "rewards/margins" not in found and all(self._counts.get(side) for side in sides):
+            found["rewards/margins"] = found[sides[0]] - found[sides[1]]  # of two classes, not of pairs
         return found | self._lowest | {name: float(np.quantile(each, 0.1)) for name, each in self._values.items()}
 
     def _held(self) -> tuple[dict[str, Any], ...]:
@@ -101,6 +104,8 @@ def _rows(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Itera
         yield "rewards/margins", batch.chosen - batch.rejected, rows
         yield "rewards/accuracies", batch.chosen > batch.rejected, rows
         yield "rewards/ties", batch.chosen == batch.rejected, rows
+    elif isinstance(batch, Judged):
+        yield from _judged(batch, knobs)
     elif isinstance(batch, Demonstration):
         tokens = float(batch.completion_tokens.sum())
         yield "nll_loss", -batch.completion, tokens
@@ -127,6 +132,20 @@ def _pairs(pair: Pair, knobs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, 
     yield "rewards/ties", chosen == rejected, rows
     for name, values in diagnostics.of_pairs(pair, chosen - rejected, knobs):
         yield name, values, rows
+
+
+def _judged(batch: Judged, knobs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, float]]:
+    """By class: chosen are the desirable rows, rejected the others, as TRL logs them. A class that is absent counts 0."""
+    rows = len(batch.completion)
+    reward = float(knobs.get("beta", 1.0)) * (batch.completion - batch.ref_completion)
+    for side, own in (("chosen", batch.label), ("rejected", ~batch.label)):
+        count, tokens = float(own.sum()), float((batch.completion_tokens * own).sum())
+        yield f"rewards/{side}", reward * own, count
+        yield f"logps/{side}", batch.completion * own, count
+        yield f"logps/{side}_per_token", batch.completion * own, tokens
+        if side == "chosen":
+            yield "nll_loss", -batch.completion * own, tokens
+    yield "labels/desirable", batch.label, rows
 
 
 def rewards(pair: Pair, knobs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -60,7 +60,7 @@ class AddReference:
 
     def publish(self) -> Version:
         """The parent's rows with their reference columns; rows whose log-probs are not finite are set aside."""
-        schema = pa.unify_schemas([self.parent.schema, logical.REFERENCE[self.parent.kind]])
+        schema = pa.unify_schemas([self.parent.schema, logical.reference_of(self.parent.kind, self.parent.columns())])
         with versions.Staging(self.root, schema, self.build_key) as staging:
             for split, batch in self._split_batches():
                 rows = scoring.attached(self._scoring, batch.rows(), self.work)

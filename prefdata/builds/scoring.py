@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from prefdata.builds.job import Unit
 from prefdata.identity import tokens_id
-from prefdata.logical import SIDES
+from prefdata.logical import sides_of
 from prefdata.work import Tables, Work, unit_key
 from schemas.columns import TOKEN_LOGPS
 
@@ -130,7 +130,7 @@ def attached(stage: ReferenceStage, rows: pa.Table, work: Work) -> pa.Table:
 def finite(kind: str, rows: pa.Table) -> pa.Array:
     """Which rows have only finite log-probs."""
     kept = pa.array(np.ones(rows.num_rows, dtype=bool))
-    for side in SIDES[kind]:
+    for side in sides_of(kind, rows.column_names):
         sums = rows[f"ref_{side}_logps"].combine_chunks()
         kept = pc.and_(kept, pc.fill_null(pc.is_finite(sums), False))
     return kept

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from prefdata.identity import tokens_id
-from prefdata.logical import REFERENCE, SIDES
+from prefdata.logical import SIDES, reference_of, sides_of
 from prefdata.logprobs import Tree
 
 
@@ -24,8 +24,8 @@ def fingerprint(description: Mapping[str, Any], dtype: str | None = None) -> str
 
 
 def trees(table: pa.Table) -> list[Tree]:
-    """One tree per row: the prompt, then chosen and rejected, or the completion."""
-    sides = SIDES[_kind(table)]
+    """One tree per row: the prompt, then chosen and rejected, or the completion and its frozen partner, if it has one."""
+    sides = _sides(table)
     columns = [_arrays(table, f"{side}_ids") for side in sides]
     return [Tree(trunk, branches) for trunk, *branches in zip(_arrays(table, "prompt_ids"), *columns, strict=True)]
 
@@ -35,19 +35,20 @@ def attach(table: pa.Table, logps: Sequence[Sequence[np.ndarray]]) -> pa.Table:
     kind = _kind(table)
     if len(logps) != table.num_rows:
         raise ValueError(f"{len(logps)} log-probs for {table.num_rows} rows")
-    for i, side in enumerate(SIDES[kind]):
+    stored = reference_of(kind, table.column_names)
+    for i, side in enumerate(_sides(table)):
         tokens = [np.asarray(row[i], np.float32) for row in logps]
         _check_lengths(table, side, tokens)
         sums = np.array([_total(*row) for row in zip(tokens, _masks(table, side), strict=True)], np.float32)
-        table = _set(table, REFERENCE[kind].field(f"ref_{side}_token_logps"), _lists(tokens))
-        table = _set(table, REFERENCE[kind].field(f"ref_{side}_logps"), pa.array(sums))
+        table = _set(table, stored.field(f"ref_{side}_token_logps"), _lists(tokens))
+        table = _set(table, stored.field(f"ref_{side}_logps"), pa.array(sums))
     return table
 
 
 def known(table: pa.Table) -> dict[str, np.ndarray]:
     """Log-probs that a table already holds, by `identity.tokens_id`, for a later version with the same reference."""
     found: dict[str, np.ndarray] = {}
-    for side in SIDES[_kind(table)]:
+    for side in _sides(table):
         if f"ref_{side}_token_logps" not in table.column_names:
             continue
         present = table.filter(table[f"ref_{side}_token_logps"].is_valid())
@@ -61,6 +62,10 @@ def _kind(table: pa.Table) -> str:
         if sides and all(f"{side}_ids" in table.column_names for side in sides):
             return kind
     raise ValueError(f"rows of no known kind: columns {', '.join(table.column_names)}")
+
+
+def _sides(table: pa.Table) -> tuple[str, ...]:
+    return sides_of(_kind(table), table.column_names)
 
 
 def _arrays(table: pa.Table, name: str) -> list[np.ndarray]:

@@ -20,6 +20,7 @@ class Value:
 
     column: str
     default: float | None = None  # what a null, or a version without the column, stands for; None: it must be there
+    is_truth: bool = False  # true or false, and no number
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,17 @@ class Judged(Batch):
     sides: ClassVar[Mapping[str, Mapping[str, str]]] = {"unpaired": {"completion": "completion"}}
     columns: ClassVar[tuple[str, ...]] = ("ref_completion_logps",)
     referenced = True
-    values: ClassVar[Mapping[str, Value]] = {"label": Value("label"), "weight": Value("weight", default=1.0)}
+    values: ClassVar[Mapping[str, Value]] = {
+        "label": Value("label", is_truth=True),
+        "weight": Value("weight", default=1.0),
+    }
+    rules = (
+        Rule(
+            lambda rows: pc.less_equal(rows["weight"], 0.0) if "weight" in rows.column_names else pa.nulls(len(rows)),
+            "weight is not above 0",
+            "leave such rows out, or weigh them again with build-unpaired",
+        ),
+    )
     both = "label"
     reads = "unpaired rows, reference log-probs"
 
@@ -209,6 +220,30 @@ class JudgedWithPartner(Judged):
     partner_tokens: Tensor
     ref_partner: Tensor
     divergence: Tensor  # (), nats: mean over all processes' rows of partner - ref_partner
+
+
+def mean_of_class(desirable: bool) -> Pool:
+    """How far the policy has moved on the rows of one class: sum of log-ratios, and of how many."""
+
+    def pool(batch: Judged) -> tuple[Tensor, Tensor]:
+        own = (batch.label if desirable else ~batch.label).to(batch.ref_completion.dtype)
+        return ((batch.completion.detach() - batch.ref_completion) * own).sum(), own.sum()
+
+    return pool
+
+
+@dataclass(frozen=True)
+class JudgedWithMeans(Judged):
+    """A Judged row, and how far the policy has moved on the rows of each class: moving averages over the run."""
+
+    pools: ClassVar[Mapping[str, Pool]] = {
+        "desirable_mean": mean_of_class(True),
+        "undesirable_mean": mean_of_class(False),
+    }
+    remembered = True
+
+    desirable_mean: Tensor  # (), nats
+    undesirable_mean: Tensor  # (), nats
 
 
 @dataclass(frozen=True)

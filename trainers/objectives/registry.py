@@ -29,6 +29,7 @@ class Objective:
     diagnostics: (
         Diagnostics | None
     )  # what only this loss has to show: called as the loss is, named (B,) values, logged as means
+    across_rows: bool = False  # whether the rows of a forward are compared with each other, so that its size matters
 
     @cached_property
     def knobs(self) -> dict[str, Knob]:
@@ -55,18 +56,22 @@ def objective(
     lr: float,
     reduction: Reduction = "rows",
     diagnostics: Diagnostics | None = None,
+    across_rows: bool = False,
 ) -> Callable[[Loss], Loss]:
     """Register a loss under its own function name; the function itself is left as it is.
 
     A loss returns one value per row. The step's loss is their sum over the step's rows (reduction "rows") or
     scored tokens (reduction "tokens", for a loss that sums over a row's tokens), counted over every micro-batch and
-    process of the step, so that how a step is cut into micro-batches changes nothing.
+    process of the step, so that how a step is cut into micro-batches changes nothing; but for a loss that compares the
+    rows of a forward with each other (across_rows), whose values add up to what that forward's rows are worth together.
     """
 
     def register(loss: Loss) -> Loss:
         if loss.__name__ in OBJECTIVES:
             raise ValueError(f"two losses are called {loss.__name__!r}: rename the one in {loss.__module__}")
-        OBJECTIVES[loss.__name__] = Objective(loss.__name__, loss, batch, source, reduction, lr, diagnostics)
+        OBJECTIVES[loss.__name__] = Objective(
+            loss.__name__, loss, batch, source, reduction, lr, diagnostics, across_rows
+        )
         return loss
 
     return register
