@@ -66,10 +66,14 @@ def test_options_and_command_line_agree_on_every_default() -> None:
 
 
 def test_contract_columns_are_columns_of_the_schema() -> None:
+    from prefdata import logical
     from schemas import pairs
 
     for objective in OBJECTIVES.values():
-        assert set(objective.batch.columns) <= set(pairs.REFERENCE.names)
+        for kind in objective.batch.sides:
+            known = [group[kind].names for group in (logical.SELECTED, logical.REFERENCE)]
+            known.append(logical.reference_of(kind, objective.batch.columns).names)
+            assert set(objective.batch.columns) <= {name for names in known for name in names}
     assert contract.usable_losses("pairs", pairs.BASE.names) == sorted(
         name for name, one in OBJECTIVES.items() if not one.batch.columns and "pairs" in one.batch.sides
     )
