@@ -84,6 +84,25 @@ def paired(ours: Callable[[], Taken], theirs: Callable[[], Taken], pairs: int) -
             yield Pair(ours(), first, ours_first=False)
 
 
+def timed(work: Callable[[], object]) -> Callable[[], Taken]:
+    """What a call of `work` takes, to the end of what it started on a GPU."""
+
+    def measured() -> Taken:
+        began = clock()
+        work()
+        _finish()
+        return clock() - began
+
+    return measured
+
+
+def _finish() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def spread(numbers: Sequence[float], digits: int) -> str:
     """`median (least to most)`. ValueError for no numbers."""
     if not numbers:
