@@ -2,8 +2,6 @@
 
 import argparse
 import inspect
-import shlex
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, fields
 from typing import Any, cast
@@ -11,11 +9,11 @@ from typing import Any, cast
 from prefect import Flow, State, flow, get_run_logger
 from prefect.states import Failed
 
-from flows.interrupts import noticed, server_spared
+from flows import commands
 from flows.running import build
 from prefdata.builds.job import Job
 from prefdata.builds.options import default_of, kind_of
-from prefdata.errors import UserError, faults_in_words
+from prefdata.errors import UserError
 
 ROOT_HELP = "where versions live: a folder or a URL (default: $PREFDATA_ROOT, else ./data)"
 REFUSED = "Refused"
@@ -87,27 +85,9 @@ class Deployable:
         return parser
 
     def main(self, argv: Sequence[str] | None = None) -> int:
-        """Run from a command line. 0; 2 for bad input, with a sentence on stderr; 130 for Ctrl-C."""
+        """Run from a command line; see `flows.commands.run`."""
         given = vars(self.parser().parse_args(argv))
-        with noticed() as interrupted:
-            try:
-                with server_spared(), faults_in_words():
-                    name = self.run(**given)
-            except BaseException as problem:
-                # first: what hides an interrupt may come out as anything, as bad input too
-                if interrupted.is_set() or isinstance(problem, KeyboardInterrupt):
-                    again = shlex.join(["python", "-m", self.module, *(sys.argv[1:] if argv is None else argv)])
-                    print(
-                        f"\nInterrupted. What is finished is kept, and the same command goes on: {again}",
-                        file=sys.stderr,
-                    )
-                    return 130
-                if not isinstance(problem, UserError):
-                    raise
-                print(f"{self.name}: {problem}", file=sys.stderr)
-                return 2
-        print(f"{name} is ready. Look at it with:  prefdata show {name}")
-        return 0
+        return commands.run(self.module, self.name, argv, lambda: self.run(**given))
 
     def _signature(self) -> inspect.Signature:
         knobs = [(knob.name, default_of(knob), knob.type) for knob in fields(self.options)]

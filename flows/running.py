@@ -16,6 +16,7 @@ from prefect.artifacts import (
 from prefect.cache_policies import NO_CACHE
 from prefect.states import Failed
 
+from prefdata.builds.budget import Budget
 from prefdata.builds.job import Job, Keep, Outcome, Stage, Unit, Watcher, run, run_unit, watched
 from prefdata.builds.pipeline import Behind, ahead
 from prefdata.errors import Unreachable, UserError, faults_in_words
@@ -143,12 +144,12 @@ def in_tasks(stage: Stage, units: Iterable[Unit], work: Work, watcher: Watcher) 
                 del _UNDER_WAY[unit.key]
 
 
-def build(job: Job) -> Outcome:
+def build(job: Job, budget: Budget | None = None) -> Outcome:
     """Run a job inside a flow and leave a table of what came of it, and a link to the version's report."""
     logger = get_run_logger()
     for notice in job.notices:
         logger.info(notice)
-    outcome = run(job, execute=in_tasks, watcher=PrefectWatcher(job.name))
+    outcome = run(job, execute=in_tasks, watcher=PrefectWatcher(job.name), budget=budget)
     logger.info(outcome.sentence())
     version = outcome.version
     counts = version.manifest["counts"]

@@ -10,13 +10,15 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from prefdata.errors import UserError, faults_in_words
 
 if TYPE_CHECKING:
+    from prefdata.builds.budget import Budget
+    from prefdata.builds.job import Job, Outcome
     from prefdata.diff import Difference, SplitDiff
     from prefdata.versions import Version
 
@@ -430,6 +432,54 @@ def gc(args: argparse.Namespace) -> int:
         print(_printable(f"left {reason}"))
     print(f"{'would remove' if args.dry_run else 'removed'} {total:,} bytes in all")
     return SOUND
+
+
+@command(
+    argument("recipe", metavar="FILE", help="a TOML file; see recipes/ and docs/recipes.md"),
+    argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="SECTION.KEY=VALUE",
+        help="in place of what the file says, such as generate.samples=8; may be given again",
+    ),
+    argument("--dry-run", action="store_true", help="only tell what it would make and cost"),
+)
+def build(args: argparse.Namespace) -> int:
+    """Build what a recipe says: source, steps, generation, scores, selection, reference.
+
+    What is finished is kept: the same command goes on where it was stopped, and does nothing once all is there. --dry-run
+    computes nothing and prints rows, tokens, engine time and disk of every step.
+    """
+    from prefdata import printing
+    from prefdata import recipe as recipes
+
+    read = recipes.read(args.recipe, args.set)
+    if args.dry_run:
+        found = recipes.plan(read, args.root)
+        printing.print_table(*found.table(), title=read.name)
+        for note in found.notes(read):
+            print(_printable(note))
+        return SOUND
+    budget = read.budget()
+    done = recipes.run(read, args.root, lambda step, job: _built(step.where, job, budget))
+    version = done.version
+    made = f"{version.name} is ready" if done.new else f"nothing was done: {version.name} is what this recipe makes"
+    print(_printable(f"{made}. Look at it with:  prefdata show {version.name}"))
+    return SOUND
+
+
+def _built(where: str, job: "Job", budget: "Budget | None") -> "Outcome":
+    """Run a job with a bar, and tell what came of it."""
+    from prefdata.builds.job import run
+    from prefdata.builds.progress import Bars
+
+    for notice in job.notices:
+        print(_printable(f"{where}: {notice}"), file=sys.stderr)
+    with closing(Bars(where)) as bars:
+        outcome = run(job, watcher=bars, budget=budget)
+    print(_printable(f"{where}: {outcome.sentence()}"), file=sys.stderr)
+    return outcome
 
 
 @command(

@@ -79,6 +79,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
 
     folder = tmp_path_factory.mktemp("readme")
     root = str(folder / "data")
+    (folder / "recipes").symlink_to(ROOT / "recipes")
     model = tiny_world.save_model(folder / "model", positions=96)
     rng = random.Random(0)
 
@@ -135,6 +136,7 @@ def test_all_kinds_of_commands_on_versions_are_run() -> None:
                 "diff",
                 "report",
                 "export",
+                "build",
             )
         ),
         "python -c",
@@ -242,7 +244,7 @@ def test_the_table_of_flows_is_the_deployments() -> None:
 
 
 def test_the_paths_it_names_exist() -> None:
-    for path in re.findall(r"`((?:trainers|prefdata|flows|schemas|docs)/[\w./-]*)`", TEXT):
+    for path in re.findall(r"`((?:trainers|prefdata|flows|schemas|docs|recipes)/[\w./-]*)`", TEXT):
         assert (ROOT / path).exists(), path
 
 

@@ -1,4 +1,4 @@
-"""A limit on what a build computes: tokens that models read or write. Reached, it stops between two units, and all is kept."""
+"""A limit on what builds compute: tokens that models read or write, rows. Reached, it stops between two units, and all is kept."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,18 +15,26 @@ class BudgetReached(UserError):
 
 @dataclass
 class Budget:
-    """What may be spent, over all builds that it is handed to."""
+    """What may be spent, over all builds that it is handed to. None: as much as it takes."""
 
-    max_tokens: int
-    spent: int = 0
+    max_tokens: int | None = None
+    max_rows: int | None = None
+    spent: int = 0  # tokens
+    rows: int = 0  # of units computed now, each stage counting its own
 
     def check(self) -> None:
         """BudgetReached if all of it is spent."""
-        if self.spent >= self.max_tokens:
-            raise BudgetReached(
-                f"stopped by the budget: {self.spent:,} tokens were computed, and max_tokens is {self.max_tokens:,}."
-                " Finished units are kept; the same command with a larger budget goes on from them."
-            )
+        if self.max_tokens is not None and self.spent >= self.max_tokens:
+            raise _reached(f"{self.spent:,} tokens were computed, and max_tokens is {self.max_tokens:,}")
+        if self.max_rows is not None and self.rows >= self.max_rows:
+            raise _reached(f"{self.rows:,} rows were computed, and max_rows is {self.max_rows:,}")
+
+
+def _reached(what: str) -> BudgetReached:
+    return BudgetReached(
+        f"stopped by the budget: {what}."
+        " Finished units are kept; the same command with a larger budget goes on from them."
+    )
 
 
 class Metered:
@@ -52,4 +60,5 @@ class Metered:
         """A unit is done; what it cost is counted by now."""
         self._watcher.unit(unit, reused)
         if not reused:
+            self._budget.rows += unit.rows
             self._budget.check()

@@ -104,6 +104,11 @@ class Ingest:
         if self._scoring is not None:
             yield self._scoring
 
+    def sample(self) -> Tables:
+        """The first unit, computed but not kept: what a plan knows of the rest."""
+        unit = next(iter(self._tokenising.units()))
+        return self._tokenising.compute(unit)
+
     def publish(self) -> Version:
         """Rows in the source's order; equal rows, and train rows whose prompt is in the test split, are set aside."""
         kind = self.reading.kind

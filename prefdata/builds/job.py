@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from prefdata import versions
 from prefdata.builds.budget import Budget, Metered
 from prefdata.builds.pipeline import Behind, ahead
+from prefdata.builds.speeds import Speeds, Timed
 from prefdata.engines import EngineDied
 from prefdata.errors import faults_in_words
 from prefdata.identity import digest, spelled
@@ -44,7 +45,10 @@ class Unit:
 
 
 class Stage(Protocol):
-    """One kind of work over all rows, such as generation. It may hold a model from first use until `close`."""
+    """One kind of work over all rows, such as generation. It may hold a model from first use until `close`.
+
+    One that does says which in `runs`, a text; its speed is then remembered for the next plan.
+    """
 
     name: str
 
@@ -203,12 +207,14 @@ def _run(job: Job, execute: Executor, watcher: Watcher) -> Outcome:
     found = job.already or versions.find_build(job.build_key, job.root)
     if found is not None:
         return Outcome(found, published=False, computed=0, reused=0)
+    watcher = timed = Timed(watcher, Speeds(job.root))
     for stage in job.stages():
         watcher.stage(stage.name, job.rows)
         try:
             execute(stage, stage.units(), job.work, watcher)
         finally:
             stage.close()
+        timed.ended(stage)
     watcher.stage("publish", None)
     found = versions.find_build(job.build_key, job.root)  # an equal build may have run beside this one
     version = found or job.publish()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from prefdata import engines
+from prefdata.builds import speeds
 from prefdata.builds.job import Unit
 from prefdata.builds.prompts import Chunk, Prompt
 from prefdata.builds.selecting import model_label
@@ -76,6 +77,7 @@ class SampleStage:
         options, tokenizer = job.options, job.parent.manifest["tokenizer"]
         self._job, self._model, self._description = job, model, description
         self.label, self.digest = model_label(description), description["digest"]
+        self.runs = speeds.named(description["name"], options.engine)
         self.end_ids = tuple(tokenizer["end_ids"])
         self._sampling = engines.Sampling(options.temperature, options.top_k, options.top_p, self.end_ids)
         self._greedy = engines.Sampling(temperature=0, end_ids=self.end_ids)

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from prefdata import engines, logical, versions
-from prefdata.builds import finish, ledger, scoring
+from prefdata.builds import finish, ledger, scoring, speeds
 from prefdata.builds.inputs import (
     ParentReader,
     next_round,
@@ -182,6 +182,7 @@ class GenerateStage:
         self._job = job
         self._engine: Any = None
         self._last: tuple[str, pa.Table] | None = None
+        self.runs = speeds.named(job.description["name"], options.engine)
         self._end_ids = tuple(manifest["tokenizer"]["end_ids"])
         self._max_length = int(manifest["tokenizer"]["max_length"])
         self._sampling = engines.Sampling(options.temperature, options.top_k, options.top_p, self._end_ids)

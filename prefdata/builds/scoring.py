@@ -40,6 +40,11 @@ class ReferenceStage:
         self._loading = loading
         self._model: Any = None
 
+    @property
+    def runs(self) -> str:
+        """The model, as plans know it."""
+        return str(self._fingerprint["name"])
+
     def units(self) -> Iterator[Unit]:
         """One unit per batch that holds rows."""
         for batch in self._batches():

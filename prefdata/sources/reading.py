@@ -55,6 +55,10 @@ class Reading:
         self._stamps = {each.shown: each.stamp() for each in self._inputs}
         return list(self._stamps.values())
 
+    def count(self) -> int:
+        """How many rows there are, read without asking what they say."""
+        return sum(1 for each in self._inputs for _ in each.read())
+
     def splits(self) -> list[tuple[str, str | None]]:
         """Each input, and the split that its rows are in; None: neither the user nor the input names one."""
         return [(each.shown, stated.split) for each, stated in zip(self._inputs, self._stated, strict=True)]
