@@ -25,11 +25,13 @@ from trainers.groups import Groups
 from trainers.metrics import Tally, measure
 from trainers.pools import Pools
 from trainers.precision import autocast, widest
+from trainers.probe import PAIRS, Probe
 from trainers.processes import Processes
 from trainers.progress import Cadence
 from trainers.runs import saving
 from trainers.steps import EpochOrder, Loader, MicroBatches, Step
 from trainers.task import Measured, Part, Pooling, Task, alone, count_items
+from trainers.usage import GIB, Usage
 
 
 class NotFinite(UserError):
@@ -140,6 +142,9 @@ class Loop(Trainer):
         self.processes = processes or Processes()
         self.pools = Pools(self.processes)
         self.add_callback(self.pools)
+        self.usage = Usage()
+        self.add_callback(self.usage)
+        self.probe = Probe.of(test_rows) if test_rows and task.loss.head == "logits" else None
         self._tally = Tally()
         self._window: tuple[RowBatch, ...] = ()
         self._not_finite: list[str] = []  # rows of this step, in this process
@@ -161,13 +166,17 @@ class Loop(Trainer):
 
     @override
     def _get_num_items_in_batch(self, batch_samples: list[Step], device: torch.device) -> Tensor | None:
-        """(terms,) rows or scored tokens of the whole step, over all micro-batches and processes."""
+        """(terms,) rows or scored tokens of the whole step, over all micro-batches and processes. Counts all tokens too."""
         if not batch_samples:
             return None
         (own,) = batch_samples
         self._window = own.batches
-        items = torch.tensor(count_items(self.task, own.batches), device=device)
-        return self.accelerator.reduce(items, reduction="sum") if self.processes.size > 1 else items
+        tokens = sum(batch.all_tokens for batch in own.batches)
+        counts = torch.tensor([*count_items(self.task, own.batches), tokens], device=device)
+        if self.processes.size > 1:
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        self.state.num_input_tokens_seen += int(counts[-1])
+        return counts[:-1]
 
     @override
     def floating_point_ops(self, inputs: Any) -> int:
@@ -270,9 +279,20 @@ class Loop(Trainer):
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the means since the last line to a training line."""
         if "loss" in logs:
-            logs = {**logs, **self.task.total(Tally.joined(self.processes.gather(self._tally)).means())}
+            logs = {
+                **logs,
+                **self.task.total(Tally.joined(self.processes.gather(self._tally)).means()),
+                **self._spent(),
+            }
             self._tally = Tally()
         super().log(logs, start_time)
+
+    def _spent(self) -> dict[str, float]:
+        """Of the steps since the last line; the longest and largest of all processes."""
+        spent = self.processes.gather(self.usage.since())
+        seconds, peak = (max(each) for each in zip(*spent, strict=True))
+        tokens = self.state.num_input_tokens_seen  # of prompts once for all of their answers, over the whole run
+        return {"seconds_per_step": seconds, "peak_memory_gib": peak / GIB, "num_tokens": tokens}
 
     @override
     @torch.no_grad()
@@ -289,7 +309,7 @@ class Loop(Trainer):
             self.autocast_smart_context_manager(),
             self.pools,
         )
-        means = self.task.total(tally.means())
+        means = {**self.task.total(tally.means()), **self._probed()}
         metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
         self.log(dict(metrics))
         if not math.isfinite(means["loss"]):
@@ -299,6 +319,19 @@ class Loop(Trainer):
             )
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _probed(self) -> dict[str, float]:
+        """What the probe finds: in every process the same, so none waits for another."""
+        if self.probe is None:
+            return {}
+        model: Any = self.accelerator.unwrap_model(self.model)
+        training = model.training
+        model.eval()
+        try:
+            with self.autocast_smart_context_manager():
+                return self.probe.measure(model, pairs=min(PAIRS, self.args.eval_batch_size))
+        finally:
+            model.train(training)
 
     def restore(self, checkpoint: Path) -> None:
         """Weights and history of a checkpoint, without training on."""

@@ -119,7 +119,23 @@ def _train(plan: "Plan", run: "Run", processes: Processes, say: Say) -> RunResul
         checkpoints.clear(run.folder)
 
     processes.decided(end)
+    _warn(loop, result, say)
     return result
+
+
+def _warn(loop: "Loop", result: RunResult, say: Say) -> None:
+    """What the report of the run will warn of."""
+    from transformers.integrations.integration_utils import rewrite_logs
+
+    from prefdata.report import training
+
+    curves: dict[str, dict[int, float]] = {}
+    for entry in loop.state.log_history:
+        for name, value in rewrite_logs(entry).items():  # type: ignore[no-untyped-call]
+            curves.setdefault(name, {})[int(entry["step"])] = value
+    about = {"status": "finished", "before": result.before, "after": result.after}
+    for alarm in training.check(about, curves, {}).serious:
+        say(f"{alarm.level}: {alarm.title.lower()}: {alarm.found}. {alarm.advice}")
 
 
 # -- rows -----------------------------------------------------------------------------------------------------------
