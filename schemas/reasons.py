@@ -58,6 +58,8 @@ REASONS: dict[str, str] = {
     "duplicate_text": "another row's prompt and answers are the same but for case, spacing and Unicode's forms",
     "near_duplicate_prompt": "another prompt is nearly the same, word by word, and stands for it",
     "near_duplicate_row": "another row's prompt and answers are nearly the same, word by word, and stand for it",
+    "contaminated": "the prompt is one of an evaluation that was named, or holds much of its wording",
+    "near_test_prompt": "the prompt is nearly the same, word by word, as one that is held out for testing",
     # generation
     "duplicate_answer": "another row has the same prompt and good answer and stands for both",
     "lower_score": "another answer to the prompt has a higher score",

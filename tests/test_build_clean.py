@@ -109,3 +109,46 @@ def test_no_step_is_refused_in_words(root: str, model: str) -> None:
         cleaned(root)
     with pytest.raises(UserError, match="near is 'answers'"):
         cleaned(root, near="answers")
+
+
+def test_an_evaluation_is_named_by_the_ledger_and_the_manifest(root: str, model: str, tmp_path: Path) -> None:
+    ingested(root, model, [pairs(prompt) for prompt in ASKED])
+    exam = tmp_path / "elsewhere" / "exam.jsonl"
+    exam.parent.mkdir()
+    exam.write_text(json.dumps({"turns": [ASKED[0].upper(), "w3"]}) + "\n")
+    version = cleaned(root, source="v1", decontaminate=(str(exam),)).version
+    lines = version.ledger().to_pylist()
+    assert [line["reason"] for line in lines] == ["contaminated", None, None]
+    assert (lines[0]["stage"], lines[0]["detail"]) == ("contamination", "exam row 0: the same words")
+    (named,) = version.manifest["config"]["decontaminate"]
+    assert named["name"] == "exam"
+    moved = exam.rename(tmp_path / "exam.jsonl")
+    assert not cleaned(root, source="v1", decontaminate=(str(moved),)).published
+    moved.write_text(json.dumps({"prompt": ASKED[1]}) + "\n")  # another content is another build
+    assert reasons(cleaned(root, source="v1", decontaminate=(str(moved),)).version) == [None, "contaminated", None]
+
+
+@pytest.mark.parametrize("make", KINDS, ids=[make.__name__ for make in KINDS])
+def test_splits_are_drawn_by_prompt_and_later_versions_can_agree_with_them(
+    make: Callable[[str], dict[str, Any]], root: str, model: str
+) -> None:
+    rows = [make(f"w{n} w{n + 1} w{n} w{n + 2}") for n in range(30)]
+    ingested(root, model, rows)
+    first = cleaned(root, source="v1", test_fraction=0.4).version
+    ingested(root, model, [*(make(f"w{n + 3} w{n}") for n in range(20)), *rows], "more.jsonl")
+    for seed, same in ((0, True), (1, False)):  # by the draw, and against it
+        alone = cleaned(root, source="v3", test_fraction=0.4, seed=seed).version
+        assert _keeps(first, alone) is same
+        assert _keeps(first, cleaned(root, source="v3", test_fraction=0.4, seed=seed, split_like="v2").version)
+        assert verify(alone) == []
+        assert {line["status"] for line in alone.ledger().to_pylist()} == {"kept"}
+
+
+def _keeps(first: Version, second: Version) -> bool:
+    """Whether every prompt of the first is in the same split of the second."""
+    before, after = (
+        {row: split for split in version.splits for row in version.table(split)["prompt_id"].to_pylist()}
+        for version in (first, second)
+    )
+    assert len(set(before.values())) == 2
+    return {prompt: after[prompt] for prompt in before} == before

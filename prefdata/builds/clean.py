@@ -3,7 +3,7 @@
 Each file of the parent is read once, as a unit of work; judging all rows together takes little beside it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,9 +17,13 @@ from prefdata.builds.job import Stage, Unit, build_key
 from prefdata.builds.options import as_config, check, option
 from prefdata.errors import UserError
 from prefdata.identity import spelled
+from prefdata.sources import evaluations
+from prefdata.sources.evaluations import Evaluation
 from prefdata.steps import chain, duplicates
 from prefdata.steps.batch import Batch
 from prefdata.steps.chain import Cleaned, Step
+from prefdata.steps.decontaminate import RUN, SHARE, Decontaminate
+from prefdata.steps.split import Split
 from prefdata.versions import Version
 from prefdata.work import Tables, Work, unit_key
 from schemas.manifest import FileEntry
@@ -33,6 +37,11 @@ class Options:
     """What can be chosen. Steps are off unless asked for, and run in this order."""
 
     source: str = option("latest", "version to clean: vN, a tag, latest, a path or a URL")
+    decontaminate: tuple[str, ...] = option((), "set aside prompts of these evaluations: files, globs or hub data sets")
+    decontaminate_run: int = option(RUN, "words in a run that prompt and evaluation share", least=2)
+    decontaminate_share: float = option(
+        SHARE, "least share of an evaluation prompt's runs that a contaminated prompt holds", least=0
+    )
     exact: str | None = option(
         None, "of prompts or whole rows that are equal when normal, keep one", choices=duplicates.COMPARED
     )
@@ -40,8 +49,13 @@ class Options:
         None, "of prompts or whole rows that are nearly equal, keep one (MinHash)", choices=duplicates.COMPARED
     )
     near_threshold: float = option(
-        0.8, "least similarity of near-duplicates: Jaccard index of runs of 3 words", least=0.1
+        0.8, "least similarity of near-duplicates, from 0 to 1: Jaccard index of runs of 3 words", least=0.1
     )
+    test_fraction: float | None = option(
+        None, "hold out this share of the groups of near-duplicate prompts, beside what is held out already", least=0
+    )
+    split_like: str | None = option(None, "version whose prompts stay in the split that they have there")
+    seed: int = option(0, "seed of all draws")
 
 
 class Clean:
@@ -55,14 +69,21 @@ class Clean:
         self.options = options
         self.root = versions.root(root)
         self.parent = versions.find(options.source, root=root, kinds=tuple(logical.BASE))
-        self.steps = steps(options, self.parent)
+        exams = evaluations.read(options.decontaminate) if options.decontaminate else []
+        earlier = versions.find(options.split_like, root=root) if options.split_like else None
+        self.steps = steps(options, self.parent.kind, exams, earlier)
         if not self.steps:
             raise UserError("no step was asked for: name at least one, such as --near prompts (see --help)")
         versions.writable(self.root)
         self.work = Work(self.root)
         self.notices = [f"reading {self.parent.name} at {self.parent.url}"]
         self.rows: int | None = sum(self.parent.manifest["counts"]["rows"].values())
-        self.config = as_config(options, source=self.parent.name)
+        self.config = as_config(
+            options,
+            source=self.parent.name,
+            decontaminate=[{"name": exam.name, "sha256": exam.sha256} for exam in exams],
+            split_like=None if earlier is None else {"version": earlier.name, "logical_hash": earlier.logical_hash},
+        )
         self.build_key = build_key(NAME, self.config, [self.parent], {})
         self._reading = ReadStage(self.parent, self.steps)
 
@@ -74,12 +95,13 @@ class Clean:
         """The rows that are kept, in the parent's order, and a ledger line for every row of the parent."""
         stages = [*(step.name for step in self.steps), "publish"]
         with versions.Staging(self.root, self.parent.schema, self.build_key) as staging:
-            for split, entry in _files(self.parent):
+            for _, entry in _files(self.parent):
                 rows = self.parent.read(entry)
                 own = pl.DataFrame({"row_id": rows["row_id"]})
                 kept = own.join(self.cleaned.kept, on="row_id", how="left", maintain_order="left")
                 stays = kept["split"].is_not_null()
-                staging.add(split, rows.filter(pa.array(stays)))
+                for name in versions.SPLITS:
+                    staging.add(name, rows.filter(pa.array(kept["split"].eq_missing(name))))
                 made = own.filter(stays).with_columns(made="row_id")
                 aside = self.cleaned.aside.join(own, on="row_id", how="semi")
                 staging.ledger(ledger.lines(own, made, aside, stages))
@@ -92,13 +114,14 @@ class Clean:
         return chain.clean(self.steps, pl.concat([pl.DataFrame(table) for table in read]))
 
     def _fields(self) -> dict[str, Any]:
-        same = ("kind", "seeds", "round", "sources", "tokenizer", "generator", "reference")
+        same = ("kind", "round", "sources", "tokenizer", "generator", "reference")
         manifest: dict[str, Any] = dict(self.parent.manifest)
         return {
             **{name: manifest[name] for name in same},
             "build": NAME,
             "build_key": self.build_key,
             "config": self.config,
+            "seeds": {**manifest["seeds"], "seed": self.options.seed},
             "parents": [versions.parent_entry(self.parent, self.root)],
         }
 
@@ -128,14 +151,29 @@ class ReadStage:
         """Nothing is held."""
 
 
-def steps(options: Options, parent: Version) -> list[Step]:
-    """The steps that are asked for, in order."""
+def steps(options: Options, kind: str, exams: Sequence[Evaluation] = (), earlier: Version | None = None) -> list[Step]:
+    """The steps that are asked for, in order. exams: what to decontaminate against; earlier: what to split like."""
     found: list[Step] = []
+    if exams:
+        share = options.decontaminate_share
+        found.append(Decontaminate(exams, run=options.decontaminate_run, share=share))
     if options.exact is not None:
         found.append(duplicates.Exact(options.exact))
     if options.near is not None:
-        found.append(duplicates.Near(options.near, options.near_threshold, logical.SIDES[parent.kind]))
+        found.append(duplicates.Near(options.near, options.near_threshold, logical.SIDES[kind]))
+    if options.test_fraction is not None or earlier is not None:
+        known = _splits(earlier) if earlier is not None else None
+        found.append(Split(options.test_fraction or 0.0, options.near_threshold, seed=options.seed, earlier=known))
     return found
+
+
+def _splits(version: Version) -> dict[str, str]:
+    """The split of each prompt."""
+    return {
+        prompt_id: split
+        for split, entry in _files(version)  # test comes last: a prompt in both is held out
+        for prompt_id in version.read(entry, ["prompt_id"])["prompt_id"].to_pylist()
+    }
 
 
 def job(options: Options, root: str | None = None) -> Clean:

@@ -54,6 +54,11 @@ class Batch:
         return [_joined(turn for turn in prompt if turn.role not in SYSTEM) for prompt in self.prompts]
 
     @cached_property
+    def user_texts(self) -> list[list[str]]:
+        """Normal, turn by turn: what the user says."""
+        return [[normal(turn.text) for turn in prompt if turn.role == "user"] for prompt in self.prompts]
+
+    @cached_property
     def answer_texts(self) -> dict[str, list[str]]:
         """Normal."""
         return {side: [_joined(answer) for answer in answers] for side, answers in self.answers.items()}
