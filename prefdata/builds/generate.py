@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from prefdata import engines, logical, versions
 from prefdata.builds import finish, ledger, scoring
+from prefdata.builds.engine_options import LAYOUT, EngineOptions
 from prefdata.builds.inputs import ParentReader, next_round, parent_model, reference_model
 from prefdata.builds.job import Stage, build_key
 from prefdata.builds.options import as_config, check, option
@@ -23,7 +24,6 @@ from prefdata.builds.prompts import Prompt, Prompts
 from prefdata.builds.sampling import Draws, SampleStage
 from prefdata.errors import UserError
 from prefdata.identity import sample_row_id
-from prefdata.models import DTYPES
 from prefdata.records import Message
 from prefdata.versions import Version
 from prefdata.work import Work
@@ -35,7 +35,7 @@ GREEDY, SAMPLED = "greedy", "sampled"
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(EngineOptions):
     """What can be chosen."""
 
     source: str = option("latest", "version whose prompts are answered: vN, a tag, latest, a path or a URL")
@@ -52,12 +52,7 @@ class Options:
     round: int | None = option(None, "sampling round (default: the source's plus one)", least=1)
     with_reference: bool = option(True, "add the reference's log-probs")
     reference: str | None = option(None, "model whose log-probs are stored (default: the first that writes)")
-    engine: str = option("transformers", "what generates", choices=engines.OFFERED)
-    tensor_parallel_size: int = option(1, "devices that share one copy of a generating model (vllm)", least=1)
-    data_parallel_size: int = option(1, "copies of a generating model (vllm)", least=1)
-    dtype: str = option("float32", "precision of the models' weights", choices=DTYPES)
     unit_rows: int = option(256, "prompts per unit of work: a killed build repeats at most one", least=1)
-    trust_remote_code: bool = option(False, "run Python code that comes with a model")
 
 
 class Generate:
@@ -81,10 +76,10 @@ class Generate:
         described = [self._model(name) for name in options.model or (None,)]
         self.models = [name for name, _ in described]
         self.descriptions = [description for _, description in described]
-        layout = ("unit_rows", "tensor_parallel_size", "data_parallel_size")
         self.config = as_config(
             options,
-            *layout,
+            "unit_rows",
+            *LAYOUT,
             source=self.parent.name,
             model=[description["name"] for description in self.descriptions],
             round=self.round,

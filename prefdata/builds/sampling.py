@@ -9,6 +9,7 @@ import pyarrow as pa
 
 from prefdata import engines
 from prefdata.builds import speeds
+from prefdata.builds.engine_options import loading
 from prefdata.builds.job import Unit
 from prefdata.builds.prompts import Chunk, Prompt
 from prefdata.builds.selecting import model_label
@@ -85,15 +86,7 @@ class SampleStage:
             json.dumps(self._told(each), sort_keys=True) for each in (self._sampling, self._greedy)
         )
         self._renderer = Renderer.like(tokenizer, model, trust_remote_code=options.trust_remote_code)
-        self._loading = {
-            "dtype": options.dtype,
-            "trust_remote_code": options.trust_remote_code,
-            **engines.parallel(
-                options.engine,
-                tensor_parallel_size=options.tensor_parallel_size,
-                data_parallel_size=options.data_parallel_size,
-            ),
-        }
+        self._loading = loading(options)
         self._engine: Any = None
 
     def units(self) -> Iterator[Unit]:

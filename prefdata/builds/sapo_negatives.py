@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from prefdata import engines, logical, versions
 from prefdata.builds import finish, ledger, scoring, speeds
+from prefdata.builds.engine_options import LAYOUT, EngineOptions, loading
 from prefdata.builds.inputs import (
     ParentReader,
     next_round,
@@ -25,7 +26,6 @@ from prefdata.builds.options import as_config, check, option
 from prefdata.builds.winners import SIDE, Assembled, Draw, assemble, winners
 from prefdata.draws import generator, row_seed
 from prefdata.identity import spelled
-from prefdata.models import DTYPES
 from prefdata.records import SetAside
 from prefdata.select import segments
 from prefdata.select.good_answers import GoodAnswers
@@ -39,7 +39,7 @@ STAGES = ("select", "generate", "gate", scoring.NAME, "publish")
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(EngineOptions):
     """What can be chosen."""
 
     source: str = option("latest", "version with the good answers: vN, a tag, latest, a path or a URL")
@@ -58,16 +58,11 @@ class Options:
     top_p: float = option(0.95, "sample among the likeliest tokens that hold this probability", least=0)
     seed: int = option(0, "seed of all draws")
     round: int | None = option(None, "regeneration round (default: the source's plus one)", least=1)
-    engine: str = option("transformers", "what generates", choices=engines.OFFERED)
-    tensor_parallel_size: int = option(1, "devices that share one copy of the generating model (vllm)", least=1)
-    data_parallel_size: int = option(1, "copies of the generating model (vllm)", least=1)
-    dtype: str = option("float32", "precision of the models' weights", choices=DTYPES)
     unit_rows: int = option(
         1024,
         "answers per unit of work: a killed build repeats at most one; smaller ones fill batches less well",
         least=1,
     )
-    trust_remote_code: bool = option(False, "run Python code that comes with the model")
 
 
 @dataclass(frozen=True)
@@ -103,22 +98,20 @@ class BuildSapoNegatives:
             dtype=options.dtype,
             trust_remote_code=options.trust_remote_code,
         )
-        self.reference, loading = reference_model(
+        self.reference, referee = reference_model(
             self.parent,
             options.reference or self.model,
             dtype=options.dtype,
             trust_remote_code=options.trust_remote_code,
         )
-        # how work is cut up and spread out is no part of what was asked for
-        layout = ("unit_rows", "tensor_parallel_size", "data_parallel_size")
         self.config = as_config(
-            options, *layout, source=self.parent.name, model=self.description["name"], round=self.round
+            options, "unit_rows", *LAYOUT, source=self.parent.name, model=self.description["name"], round=self.round
         )
         fingerprints = {"generator": self.description, "reference": self.reference}
         self.build_key = build_key(NAME, self.config, [self.parent], fingerprints)
         self.reader = ParentReader(self.parent)
         self._generating = GenerateStage(self)
-        self._scoring = scoring.ReferenceStage(self._scoring_batches, self.reference, loading)
+        self._scoring = scoring.ReferenceStage(self._scoring_batches, self.reference, referee)
 
     def stages(self) -> Iterator[Stage]:
         """Reference units are known only once generation is done."""
@@ -193,15 +186,7 @@ class GenerateStage:
             "end_ids": list(self._end_ids),
         }
         self.assembly = _assembly(job, Renderer, self.sampling_config, self._end_ids)
-        self._loading = {
-            "dtype": options.dtype,
-            "trust_remote_code": options.trust_remote_code,
-            **engines.parallel(
-                options.engine,
-                tensor_parallel_size=options.tensor_parallel_size,
-                data_parallel_size=options.data_parallel_size,
-            ),
-        }
+        self._loading = loading(options)
 
     def units(self) -> Iterator[Unit]:
         """Runs of good answers in the parent's order, each answer once."""

@@ -110,6 +110,7 @@ class EngineDied(RuntimeError):
 ENGINES = {
     "transformers": "transformers:TransformersEngine",
     "vllm": "vllm:VllmEngine",
+    "openai": "openai:OpenAIEngine",
     "fake": "fake:FakeEngine",
 }
 
@@ -121,6 +122,9 @@ _NEEDS = {
 # engines that can share one model among several devices, and run several copies of it
 _PARALLEL = ("vllm",)
 
+
+# engines that ask servers
+_REMOTE = ("openai",)
 
 # what a user may choose; the fake is for tests
 OFFERED = tuple(name for name in ENGINES if name != "fake")
@@ -159,6 +163,21 @@ def parallel(name: str, *, tensor_parallel_size: int, data_parallel_size: int) -
                 f"{size} is {value} and the engine {name} works on one device: choose another engine "
                 f"({', '.join(_PARALLEL)}), or leave {size} out."
             )
+    return {}
+
+
+def remote(name: str, *, server: Sequence[str], **how: Any) -> dict[str, Any]:
+    """Where servers are and how they are asked, as options of `load`; none for an engine that asks none."""
+    if name in _REMOTE:
+        if not server:
+            raise UserError(
+                f"the engine {name} needs to know where servers are: say it with --server http://HOST:PORT, once for each."
+            )
+        return {"server": tuple(server), **how}
+    if server:
+        raise UserError(
+            f"--server is given and the engine {name} asks none: say --engine {_REMOTE[0]}, or leave it out."
+        )
     return {}
 
 

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,15 +49,15 @@ class Job:
     """A request on its way."""
 
     number: int
-    body: dict[str, Any]
+    body: Mapping[str, Any]
     failures: int = 0
 
 
 class Link:
     """A server during a call."""
 
-    def __init__(self, url: httpx.URL, patience: Patience) -> None:
-        self.url, self.name = url, shown(url)
+    def __init__(self, url: httpx.URL, model: str, patience: Patience) -> None:
+        self.url, self.name, self.model = url, shown(url), model
         self.health = Health(patience, time.monotonic())
         self.probed_at = 0.0
         self.asked: set[asyncio.Task[Any]] = set()  # what it is answering
@@ -66,12 +66,14 @@ class Link:
 class Call:
     """`run` answers all jobs; each answer goes to `give` as it comes: its number, and the parsed body or Refused.
 
+    `models` holds the name of the model at each server; `path` stands below the base of the API, whose client sends `headers`.
     `gone` names the servers that were gone before, and is kept up to date: they are probed, and asked once they are back.
     """
 
     def __init__(
         self,
         urls: Sequence[httpx.URL],
+        models: Mapping[str, str],
         path: str,
         headers: dict[str, str],
         *,
@@ -81,11 +83,11 @@ class Call:
         gone: set[str],
     ) -> None:
         self._gone = gone
-        self._links = [Link(url, patience) for url in urls]
+        self._links = [Link(url, models[shown(url)], patience) for url in urls if shown(url) in models]
         self._path, self._headers = path, headers
         self._concurrency, self._patience, self._give = concurrency, patience, give
 
-    async def run(self, bodies: Sequence[dict[str, Any]]) -> None:
+    async def run(self, bodies: Sequence[Mapping[str, Any]]) -> None:
         """UserError if a server refuses them all, or no server is left."""
         self._queue: asyncio.Queue[Job] = asyncio.Queue()
         for number, body in enumerate(bodies):
@@ -135,7 +137,9 @@ class Call:
             await asyncio.sleep(_TICK_S if self._out(link) else max(0.01, min(pause, _TICK_S)))
 
     async def _answer(self, link: Link, job: Job) -> None:
-        asking = asyncio.create_task(self._client.post(f"{link.url}{self._path}", json=job.body))
+        asking = asyncio.create_task(
+            self._client.post(f"{link.url}{self._path}", json={"model": link.model, **job.body})
+        )
         link.asked.add(asking)
         try:
             response = await asking
@@ -167,11 +171,11 @@ class Call:
             self._finish(job, answer)
         elif status == 429:
             wait_s = retry_after_s(response.headers.get("retry-after"), time.time())
-            health.troubled("busy", f"says it is busy (429: {_message(response)})", now, wait_s)
+            health.troubled("busy", f"says it is busy (429: {message(response)})", now, wait_s)
             self._queue.put_nowait(job)
         elif status >= 500:
             wait_s = retry_after_s(response.headers.get("retry-after"), time.time())
-            why = f"answers with status {status}: {_message(response)}"
+            why = f"answers with status {status}: {message(response)}"
             health.troubled("failing", why, now, wait_s)
             if status in _NOT_NOW:
                 self._queue.put_nowait(job)
@@ -179,12 +183,12 @@ class Call:
                 self._failed(link, job, why)
         elif status in _AGAIN:
             health.lives(now)
-            self._failed(link, job, f"answers with status {status}: {_message(response)}")
+            self._failed(link, job, f"answers with status {status}: {message(response)}")
         elif status in _OF_THE_REQUEST:
             health.works(now)
-            self._finish(job, Refused(link.name, status, _message(response)))
+            self._finish(job, Refused(link.name, status, message(response)))
         else:
-            raise UserError(_refusal(link.name, response))
+            raise UserError(refusal(link.name, response))
 
     def _failed(self, link: Link, job: Job, why: str) -> None:
         """A request failed at a server that lives: once more after a pause, or never again."""
@@ -270,7 +274,7 @@ def _in_words(problem: httpx.TransportError) -> str:
     return f"broke off ({str(problem) or type(problem).__name__})"
 
 
-def _message(response: httpx.Response) -> str:
+def message(response: httpx.Response) -> str:
     """The server's own words, cut short."""
     try:
         found = response.json()
@@ -283,13 +287,13 @@ def _message(response: httpx.Response) -> str:
     return " ".join(words.split())[:300] or response.reason_phrase
 
 
-def _refusal(name: str, response: httpx.Response) -> str:
-    status, message = response.status_code, _message(response)
+def refusal(name: str, response: httpx.Response) -> str:
+    status, words = response.status_code, message(response)
     if status in (401, 403):
         return (
-            f"server {name} wants another key ({status}: {message}): name the environment variable that holds it "
+            f"server {name} wants another key ({status}: {words}): name the environment variable that holds it "
             "(--api-key-env)."
         )
     if response.is_redirect:
         return f"server {name} sends its clients to {response.headers.get('location')}: give that URL."
-    return f"server {name} refuses {response.request.url.path} ({status}: {message})."
+    return f"server {name} refuses {response.request.url.path} ({status}: {words})."

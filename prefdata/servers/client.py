@@ -15,7 +15,7 @@ import httpx
 
 from prefdata.errors import UserError
 from prefdata.servers.address import addresses, headers, shown
-from prefdata.servers.call import Call, Refused
+from prefdata.servers.call import Call, Refused, message, refusal
 from prefdata.servers.health import Patience, ServersGone
 
 CONCURRENCY = 32  # requests that a server has at once
@@ -55,30 +55,28 @@ class Servers:
         self,
         urls: Sequence[str],
         *,
-        model: str | None = None,
+        model: str | Mapping[str, str] | None = None,
         api_key_env: str | None = None,
         concurrency: int = CONCURRENCY,
         patience: Patience | None = None,
     ) -> None:
-        """`urls`: http://HOST:PORT, or with the path of the API. `model`: the name it is served by; without one, the only
-        one there. `api_key_env`: the environment variable that holds the key. `concurrency`: requests a server has at once.
+        """`urls`: http://HOST:PORT, or with the path of the API. `model`: the name it is served by, or such names by URL (as
+        `check` gives them); without one, the only one there. `api_key_env`: the environment variable that holds the key.
+        `concurrency`: requests a server has at once.
         """
         self._urls = addresses(urls)
         self._headers = headers(api_key_env)
         if concurrency < 1:
             raise UserError(f"concurrency is {concurrency}: it must be at least 1.")
         self._concurrency, self._patience = concurrency, patience or Patience()
-        self._model = model
+        self._names = dict(model) if isinstance(model, Mapping) else {shown(url): model for url in self._urls if model}
         self._gone: set[str] = set()  # servers that were given up and are not back
         self._checked: dict[str, list[dict[str, Any]]] | None = None
 
     @property
     def model(self) -> str:
-        """The name that the model is served by."""
-        if self._model is None:
-            self.check()
-        assert self._model is not None
-        return self._model
+        """The name that the model is served by; several servers may know it by several."""
+        return ", ".join(dict.fromkeys(self._known_by().values()))
 
     def check(self) -> dict[str, list[dict[str, Any]]]:
         """What each server that answers serves: the entries of its /models, by its URL.
@@ -86,52 +84,53 @@ class Servers:
         UserError if none answers, or one does not serve the model.
         """
         if self._checked is None:
-            found: dict[str, list[dict[str, Any]]] = {}
-            for url, answer in self.ask("GET", "/models").items():
-                entries = answer.get("data") if isinstance(answer, dict) else None
-                if not (isinstance(entries, list) and all(isinstance(one, dict) and "id" in one for one in entries)):
-                    raise UserError(f"server {url} has no list of models: it is not an OpenAI-compatible server.")
+            found = self.models()
+            for url, entries in found.items():
                 self._serves(url, [str(entry["id"]) for entry in entries])
-                found[url] = entries
             self._checked = found
         return self._checked
 
-    def ask(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, below: bool = True
-    ) -> dict[str, Any]:
-        """One thing asked of every server: the answers by URL, of those servers that can be reached.
-
-        below: whether the path stands below the base of the API, or at the root of the server.
-        None stands for an answer that is an error or no JSON; UserError if no server can be reached, or the key is wrong.
-        """
-        found: dict[str, Any] = {}
-        silent: dict[str, str] = {}
-        with (
-            httpx.Client(headers=self._headers, timeout=CHECK_S) as client,
-            ThreadPoolExecutor(len(self._urls)) as together,
-        ):
-
-            def one(url: httpx.URL) -> httpx.Response | str:
-                return self._asked(client, method, f"{url}{path}" if below else str(url.copy_with(path=path)), body)
-
-            for url, response in zip(self._urls, together.map(one, self._urls), strict=True):
-                if isinstance(response, str):
-                    silent[shown(url)] = response
-                elif response.status_code in (401, 403):
-                    raise UserError(f"server {shown(url)} wants a key: name its environment variable (--api-key-env).")
-                else:
-                    found[shown(url)] = _json(response)
-        if not found:
-            told = "; ".join(f"{url} ({why})" for url, why in silent.items())
-            raise ServersGone(f"no server answers: {told}. Start one, or give the right URL.")
-        for url_, why in silent.items():
-            _log.warning("server %s does not answer (%s); going on without it", url_, why)
+    def models(self) -> dict[str, list[dict[str, Any]]]:
+        """The same, whatever is wanted of them."""
+        found: dict[str, list[dict[str, Any]]] = {}
+        for url, answer in self.ask("GET", "/models").items():
+            entries = answer.get("data") if isinstance(answer, dict) else None
+            if not (isinstance(entries, list) and all(isinstance(one, dict) and "id" in one for one in entries)):
+                why = f" ({answer.message})" if isinstance(answer, Refused) else ""
+                raise UserError(f"server {url} has no list of models{why}: it is not an OpenAI-compatible server.")
+            found[url] = entries
         return found
 
-    def _asked(
-        self, client: httpx.Client, method: str, target: str, body: Mapping[str, Any] | None
-    ) -> httpx.Response | str:
-        """The response, or why there is none after a few tries."""
+    def ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, *, root: bool = False
+    ) -> dict[str, Any]:
+        """One thing asked of every server: the JSON of the answers, or Refused, by URL, of those that can be reached.
+
+        root: the path stands at the server's root and not below the base of its API.
+        UserError if no server can be reached, or the key is wrong.
+        """
+        urls = [url for url in self._urls if body is None or shown(url) in self._known_by()]
+        with (
+            httpx.Client(headers=self._headers, timeout=CHECK_S) as client,
+            ThreadPoolExecutor(len(urls)) as together,
+        ):
+
+            def one(url: httpx.URL) -> Any:
+                base = str(url).removesuffix("/v1") if root else str(url)
+                named = None if body is None else {"model": self._names[shown(url)], **body}
+                return self._asked(client, method, f"{base}{path}", named, shown(url))
+
+            answers = dict(zip(map(shown, urls), together.map(one, urls), strict=True))
+        silent = {url: answer.why for url, answer in answers.items() if isinstance(answer, _Silent)}
+        if len(silent) == len(answers):
+            told = "; ".join(f"{url} ({why})" for url, why in silent.items())
+            raise ServersGone(f"no server answers: {told}. Start one, or give the right URL.")
+        for url, why in silent.items():
+            _log.warning("server %s does not answer (%s); going on without it", url, why)
+        return {url: answer for url, answer in answers.items() if url not in silent}
+
+    def _asked(self, client: httpx.Client, method: str, target: str, body: Mapping[str, Any] | None, name: str) -> Any:
+        """The JSON, Refused, or after a few tries _Silent."""
         why = ""
         for failures in range(1, CHECK_TRIES + 1):
             try:
@@ -140,11 +139,11 @@ class Servers:
                 why = str(problem) or type(problem).__name__
             else:
                 if response.status_code != 429 and response.status_code < 500:
-                    return response
+                    return _read(response, name)
                 why = f"status {response.status_code}"
             if failures < CHECK_TRIES:
                 time.sleep(self._patience.pause(failures))
-        return why
+        return _Silent(why)
 
     def each(self, path: str, bodies: Sequence[Mapping[str, Any]]) -> Iterator[tuple[int, Any]]:
         """Answers as they come: the number of the request, and the JSON of its answer, or Refused.
@@ -156,6 +155,7 @@ class Servers:
         answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
         call = Call(
             self._urls,
+            self._known_by(),
             path,
             self._headers,
             concurrency=self._concurrency,
@@ -163,9 +163,8 @@ class Servers:
             give=lambda number, answer: answers.put((number, answer)),
             gone=self._gone,
         )
-        wanted = [{"model": self.model, **body} for body in bodies]
-        with _in_background(call.run(wanted), failed=answers.put):
-            for _ in wanted:
+        with _in_background(call.run(bodies), failed=answers.put):
+            for _ in bodies:
                 answer = answers.get()
                 if isinstance(answer, BaseException):
                     raise answer
@@ -195,21 +194,42 @@ class Servers:
             tell(done / len(bodies))
         return found
 
+    def _known_by(self) -> dict[str, str]:
+        """The name of the model at each server."""
+        if not self._names:
+            self.check()
+        return self._names
+
     def _serves(self, url: str, names: list[str]) -> None:
         there = f"it serves: {', '.join(names) or 'none'}"
-        if self._model is None:
+        wanted = self._names.get(url)
+        if wanted is None:
             if len(names) != 1:
                 raise UserError(f"server {url} serves {len(names)} models, so say which one is meant ({there}).")
-            self._model = names[0]
-        elif self._model not in names:
-            raise UserError(f"server {url} does not serve the model {self._model!r}; {there}.")
+            others = set(self._names.values()) - set(names)
+            if others:
+                raise UserError(f"server {url} does not serve the model {others.pop()!r}; {there}.")
+            self._names[url] = names[0]
+        elif wanted not in names:
+            raise UserError(f"server {url} does not serve the model {wanted!r}; {there}.")
 
 
-def _json(response: httpx.Response) -> Any:
+@dataclass(frozen=True)
+class _Silent:
+    """Nothing came, and why."""
+
+    why: str
+
+
+def _read(response: httpx.Response, name: str) -> Any:
+    if response.status_code in (401, 403):
+        raise UserError(refusal(name, response))
+    if not response.is_success:
+        return Refused(name, response.status_code, message(response))
     try:
-        return response.json() if response.is_success else None
+        return response.json()
     except ValueError:
-        return None
+        return Refused(name, response.status_code, "the answer is no JSON")
 
 
 def _reply(answer: Any) -> Reply:
