@@ -109,11 +109,10 @@ def _add_argument(parser: argparse.ArgumentParser, knob: "Field[Any]", owner: ty
         parser.add_argument(knob.name, nargs="*" if several else "?", default=default, help=text)
     elif plain is bool:
         parser.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
-    elif several:
-        parser.add_argument(flag, type=plain, action="append", default=list(default), help=text)
+    elif several:  # --flag A B, and --flag A --flag B
+        parser.add_argument(flag, type=plain, nargs="+", action="extend", default=list(default), help=text)
     else:
-        more: dict[str, Any] = {"nargs": "+"} if several else {}
-        parser.add_argument(flag, type=plain, default=default, help=text, choices=knob.metadata.get("choices"), **more)
+        parser.add_argument(flag, type=plain, default=default, help=text, choices=knob.metadata.get("choices"))
 
 
 def _name(given: Mapping[str, Any]) -> str:

@@ -36,9 +36,9 @@ def echo(path: str, body: dict[str, Any], number: int) -> Answer:
 
 
 class OpenAIServer:
-    """Serves `models` at `url`; `asked` holds path and body of each request that was no GET, `most` how many at once."""
+    """Serves `models` (names, or what /models says of them) at `url`; `asked` holds path and body of each request that was no GET, `most` how many at once."""
 
-    def __init__(self, behaviour: Behaviour = echo, models: tuple[str, ...] = ("m",)) -> None:
+    def __init__(self, behaviour: Behaviour = echo, models: tuple[Any, ...] = ("m",)) -> None:
         self.behaviour, self.models = behaviour, models
         self.asked: list[tuple[str, dict[str, Any]]] = []
         self.keys: list[str | None] = []
@@ -80,7 +80,8 @@ class OpenAIServer:
 
             def do_GET(self) -> None:
                 owner._hold()
-                found = {"object": "list", "data": [{"id": name, "max_model_len": 64} for name in owner.models]}
+                entries = [entry if isinstance(entry, dict) else {"id": entry} for entry in owner.models]
+                found = {"object": "list", "data": entries}
                 self._send(Answer(found) if self.path.endswith("/models") else Answer({"error": "none"}, 404))
 
             def do_POST(self) -> None:

@@ -240,3 +240,10 @@ def serving(server: Server, root: Path) -> Iterator[None]:
     with running([sys.executable, "-m", "flows.serve"], env, log):
         wait_for(lambda: "build-sapo-negatives" in log.read_text(), "flows.serve")
         yield
+
+
+def test_an_option_of_several_values_takes_them_together_or_one_by_one() -> None:
+    parser = import_module("flows.generate").deployable.parser()
+    assert parser.parse_args(["v1", "--server", "a", "b", "--server", "c"]).server == ["a", "b", "c"]
+    assert parser.parse_args(["v1", "--server", "a"]).server == ["a"]
+    assert parser.parse_args(["v1"]).server == []

@@ -282,7 +282,7 @@ def test_a_call_that_is_dropped_ends() -> None:
 
 
 def test_pauses_double_and_only_one_of_many_failures_counts() -> None:
-    patience = Patience(first_s=1.0, longest_s=8.0)
+    patience = Patience(gone_s=40.0, first_s=1.0, longest_s=8.0)
     for failures, whole in ((1, 1), (2, 2), (3, 4), (4, 8), (50, 8)):
         assert all(whole / 2 <= patience.pause(failures) <= whole for _ in range(20))
     health = Health(patience, alive_at=0.0)

@@ -23,7 +23,7 @@ class Patience:
     first_s, longest_s   the first and the longest pause between two tries
     """
 
-    gone_s: float = 40.0
+    gone_s: float = 30.0
     busy_s: float = 900.0
     answer_s: float = 600.0
     tries: int = 6
