@@ -6,22 +6,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainers.objectives import Batch
+from trainers.objectives import Batch, ReferencedPair
 
 
 def random_batch(kind: type[Batch], rows: int = 7, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
-    """Log-probs below 0, counts from 1, truth values of both kinds, pooled means without a row."""
+    """Log-probs below 0, counts from 1, truth values of both kinds, chosen scored higher, pooled means without a row."""
     generator = torch.Generator().manual_seed(seed)
     return kind(**{field.name: _values(kind, field.name, rows, generator, dtype) for field in fields(kind)})
 
 
+def random_pairs(**options: Any) -> ReferencedPair:
+    """Pairs with a reference."""
+    batch = random_batch(ReferencedPair, **options)
+    assert isinstance(batch, ReferencedPair)
+    return batch
+
+
 def _values(kind: type[Batch], name: str, rows: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
-    if name.endswith("_tokens"):
+    if name.endswith("_tokens") and name not in kind.per_step:
         return torch.randint(1, 9, (rows,), generator=generator)
     if name == kind.both:
         return torch.arange(rows) % 3 != 1
-    numbers = torch.rand(() if name in kind.pools else (rows,), generator=generator, dtype=torch.float64).to(dtype)
-    return numbers + 0.5 if name == "weight" else -5 * numbers - 0.5
+    scalar = name in (*kind.pools, *kind.per_step)
+    numbers = torch.rand(() if scalar else (rows,), generator=generator, dtype=torch.float64).to(dtype)
+    above = {"weight": 0.5, "preference": 0.1, "chosen_score": 1.2, "rejected_score": 0.0, "mean_chosen_tokens": 4.0}
+    if name in above:
+        return numbers * (0.8 if name == "preference" else 1.0) + above[name]
+    return -5 * numbers - 0.5
 
 
 def policy_fields(batch: Batch) -> list[str]:
@@ -32,7 +43,36 @@ def policy_fields(batch: Batch) -> list[str]:
 
 
 def picked(batch: Any, places: Tensor) -> Any:
-    """The rows at these places; pooled means stay as they are."""
+    """The rows at these places; scalars stay as they are."""
+    rows = {f.name: getattr(batch, f.name) for f in fields(batch) if getattr(batch, f.name).ndim}
+    return replace(batch, **{name: values[places] for name, values in rows.items()})
+
+
+def swapped(lp: ReferencedPair) -> ReferencedPair:
+    """The pair with its labels the other way round."""
     return replace(
-        batch, **{f.name: getattr(batch, f.name)[places] for f in fields(batch) if f.name not in batch.pools}
+        lp,
+        chosen=lp.rejected,
+        rejected=lp.chosen,
+        chosen_tokens=lp.rejected_tokens,
+        rejected_tokens=lp.chosen_tokens,
+        ref_chosen=lp.ref_rejected,
+        ref_rejected=lp.ref_chosen,
     )
+
+
+def at_reference(batch: Any) -> Any:
+    """The same rows where the policy is the reference."""
+    given = {f.name for f in fields(batch)}
+    return replace(
+        batch, **{name: getattr(batch, name.removeprefix("ref_")) for name in given if name.startswith("ref_")}
+    )
+
+
+def at_margin(kind: type[Any], a: float, b: float, **values: Any) -> Any:
+    """One row of one token a side whose log-ratios are a and b, with gradients in both."""
+    zero, one = torch.zeros(1, dtype=torch.float64), torch.ones(1, dtype=torch.int64)
+    made = {f.name: one if f.name.endswith("_tokens") else zero for f in fields(kind)}
+    made["chosen"] = torch.tensor([a], dtype=torch.float64, requires_grad=True)
+    made["rejected"] = torch.tensor([b], dtype=torch.float64, requires_grad=True)
+    return kind(**made | {name: torch.tensor([value], dtype=torch.float64) for name, value in values.items()})

@@ -22,7 +22,7 @@ from tests.tiny_models import save_llama
 from tests.tiny_world import publish, save_model, with_reference
 from tests.trainer_world import World
 from trainers.objectives.batch import ReferencedPair
-from trainers.objectives.pairwise import dpo
+from trainers.objectives.dpo import dpo
 
 STEPS = 3
 

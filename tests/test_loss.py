@@ -8,6 +8,7 @@ import torch
 
 from prefdata import models
 from prefdata.errors import UserError
+from tests.tiny_world import pair_rows, publish, table, with_reference
 from tests.trainer_world import Talk, World, make_world, rows_of, task_of
 from trainers import data
 from trainers.loop import step
@@ -17,6 +18,8 @@ from trainers.objectives.batch import PreferredPair
 from trainers.options import Options
 from trainers.run import train
 from trainers.task import Task
+
+PLAIN = {"divergence": "reverse_kl", "divergence_alpha": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def options(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Op
 def test_one_objective_is_itself() -> None:
     loss = parse("dpo", None, ["beta=0.3"])
     assert loss.name == "dpo"
-    assert loss.knobs() == {"beta": 0.3, "label_smoothing": 0.0}
+    assert loss.knobs() == {"beta": 0.3, "label_smoothing": 0.0, **PLAIN}
     assert loss.weights() == [1.0]
     assert parse("dpo", None, ["dpo.beta=0.3"]).knobs() == loss.knobs()
 
@@ -46,7 +49,7 @@ def test_a_sum_reads_what_all_of_its_terms_read() -> None:
     assert loss.referenced
     assert loss.reading("pairs") == Reading(("chosen", "rejected"), {}, referenced=True)
     assert loss.reading("pairs") == Reading.of("pairs", Demonstration, ReferencedPair, ReferencedPair)
-    assert loss.knobs() == {"dpo": {"beta": 0.3, "label_smoothing": 0.0}, "sft": {}}
+    assert loss.knobs() == {"dpo": {"beta": 0.3, "label_smoothing": 0.0, **PLAIN}, "sft": {}}
 
 
 @pytest.mark.parametrize(
@@ -103,8 +106,12 @@ def test_a_run_logs_the_sum_and_its_terms(options: Options) -> None:
 
 
 def test_values_of_a_row_come_with_it(world: World, tmp_path: Path) -> None:
-    rows = data.load(world.version, "train", Reading.of("pairs", PreferredPair), tmp_path)
+    batch_reading = Reading.of("pairs", PreferredPair)
+    rows = data.load(world.version, "train", batch_reading, tmp_path)
     batch = data.collate([rows[place] for place in range(3)])
+    assert batch.values["preference"].tolist() == [0.6, 0.65, 0.7]
+    plain = publish(tmp_path / "plain", {"train": with_reference(table(pair_rows(3)), world.model)}, world.model)
+    batch = data.collate([*map(data.load(plain, "train", batch_reading, tmp_path).__getitem__, range(3))])
     assert batch.values["preference"].tolist() == [1.0] * 3  # absent: sure
 
 

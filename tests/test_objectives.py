@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from prefdata.errors import UserError
-from tests.loss_batches import picked, policy_fields, random_batch
+from tests.loss_batches import picked, policy_fields, random_batch, random_pairs
 from trainers.metrics import measure, rewards
 from trainers.objectives import (
     OBJECTIVES,
@@ -28,16 +28,17 @@ from trainers.objectives import (
     simpo,
 )
 from trainers.objectives.knobs import Knob, resolve
-from trainers.objectives.reference_free import log1mexp, log_odds, odds_ratio
+from trainers.objectives.orpo import log1mexp, log_odds, odds_ratio
 
 LN2 = math.log(2)
+
+
+def defaults(loss: str) -> dict[str, Any]:
+    """The knobs as they are unless set."""
+    return {name: knob.default for name, knob in find(loss).knobs.items()}
+
+
 EVERY = pytest.mark.parametrize("objective", OBJECTIVES.values(), ids=OBJECTIVES)
-
-
-def random_pairs(**options: Any) -> ReferencedPair:
-    batch = random_batch(ReferencedPair, **options)
-    assert isinstance(batch, ReferencedPair)
-    return batch
 
 
 def pair(chosen: float, rejected: float, tokens: int = 1) -> Pair:
@@ -94,13 +95,28 @@ def test_extreme_log_probs_stay_finite_in_value_and_gradient(objective: Objectiv
     names = policy_fields(batch)
     values = {
         name: torch.full_like(getattr(batch, name), value).requires_grad_()
-        for name, value in zip(names, [high, low], strict=False)
+        for name, value in zip(names, [high, low] * 2, strict=False)
     }
     values |= {f.name: torch.ones_like(getattr(batch, f.name)) for f in fields(batch) if f.name.endswith("_tokens")}
     loss = objective.loss(replace(batch, **values)).sum()
     loss.backward()
     assert torch.isfinite(loss)
     assert all(torch.isfinite(grad).all() for name in names if (grad := values[name].grad) is not None)
+
+
+@pytest.mark.parametrize("divergence", ["forward_kl", "js", "alpha"])
+@pytest.mark.parametrize(
+    "objective", [one for one in OBJECTIVES.values() if "divergence" in one.knobs], ids=lambda one: one.name
+)
+def test_extreme_log_probs_stay_finite_under_every_divergence(objective: Objective, divergence: str) -> None:
+    batch = random_batch(objective.batch, rows=3, dtype=torch.float32)
+    for low, high in [(-1e4, 1e4), (1e4, -1e4), (0.0, 0.0), (1e4, 1e4)]:
+        sums = {name: torch.full((3,), high if "rejected" in name else low) for name in policy_fields(batch)}
+        sums = {name: value.requires_grad_() for name, value in sums.items()}
+        losses = objective.loss(replace(batch, **sums), divergence=divergence, divergence_alpha=0.25)
+        losses.sum().backward()
+        assert torch.isfinite(losses).all()
+        assert all(torch.isfinite(value.grad).all() for value in sums.values() if value.grad is not None)
 
 
 @EVERY
@@ -116,7 +132,7 @@ def test_every_loss_says_what_it_is(objective: Objective) -> None:
 @EVERY
 def test_metrics_of_any_batch_are_finite_and_leave_no_graph(objective: Objective) -> None:
     batch = random_batch(objective.batch)
-    knobs = {name: knob.default for name, knob in objective.knobs.items()}
+    knobs = defaults(objective.name)
     batch = replace(batch, **{name: getattr(batch, name).requires_grad_() for name in policy_fields(batch)})
     means = measure(batch, objective, knobs).means()
     assert ("nll_loss" in means) is (objective.batch.head == "logits")
@@ -286,7 +302,7 @@ def test_ipo_of_an_extreme_margin(loss: Any, d: float, dtype: torch.dtype) -> No
 def test_ipo_says_how_far_its_margins_are_from_the_target(name: str) -> None:
     one, zero = torch.ones(2), torch.zeros(2, dtype=torch.float64)
     lp = ReferencedPair(torch.tensor([3.0, 8.0]).double(), zero, 2 * one, one, zero, zero)
-    means = measure(lp, find(name), {"tau": 0.1}).means()  # target 5
+    means = measure(lp, find(name), {**defaults(name), "tau": 0.1}).means()  # target 5
     margins = [3.0, 8.0] if name == "ipo" else [1.5, 4.0]
     assert means["ipo/margin"] == pytest.approx(sum(margins) / 2)
     assert means["ipo/distance_to_target"] == pytest.approx(sum(abs(d - 5) for d in margins) / 2)
@@ -449,20 +465,25 @@ def test_ties_are_counted_apart() -> None:
 
 def test_knobs_come_from_the_signature() -> None:
     knobs = find("dpo").knobs
-    assert {name: knob.default for name, knob in knobs.items()} == {"beta": 0.1, "label_smoothing": 0.0}
-    assert resolve("dpo", knobs, ["beta=0.2"]) == {"beta": 0.2, "label_smoothing": 0.0}
+    defaults = {"beta": 0.1, "label_smoothing": 0.0, "divergence": "reverse_kl", "divergence_alpha": 0.5}
+    assert {name: knob.default for name, knob in knobs.items()} == defaults
+    assert resolve("dpo", knobs, ["beta=0.2"]) == {**defaults, "beta": 0.2}
     assert find("sft").knobs == {}
+    only = resolve("dpo", knobs, ["divergence_alpha=0.3", "divergence=alpha"])  # in any order
+    assert only == {**defaults, "divergence": "alpha", "divergence_alpha": 0.3}
 
 
 @pytest.mark.parametrize(
     ("setting", "said"),
     [
         ("gamma=1", "its knobs are beta=0.1 (above 0), label_smoothing=0.0 (at least 0 and below 0.5)"),
-        ("beta=0", "must be above 0: at 0 the loss is log 2"),
+        ("beta=0", "must be above 0: at 0 the loss is the same whatever the policy does"),
         ("beta=-1", "must be above 0"),
         ("beta=big", "must be a number"),
         ("beta=nan", "must be finite"),
         ("label_smoothing=0.5", "at least 0 and below 0.5"),
+        ("divergence=kl", "dpo takes one of reverse_kl, forward_kl, js, alpha for divergence"),
+        ("divergence_alpha=0.3", "dpo reads divergence_alpha only with divergence=alpha, and divergence is reverse_kl"),
         ("beta", "NAME=VALUE"),
     ],
 )

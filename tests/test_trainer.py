@@ -17,8 +17,9 @@ from torch.testing import assert_close
 from prefdata import logprobs, models
 from prefdata.tokens import Renderer, differences
 from prefdata.versions import Version
+from tests.loss_batches import policy_fields
 from tests.tiny_models import save_tiny_model
-from tests.tiny_world import completion_rows, pair_rows, publish, save_model, table, with_reference
+from tests.tiny_world import completion_rows, pair_rows, publish, save_model, scored, table, with_reference
 from tests.trainer_world import Talk, rows_of, task_of, weights
 from trainers import agreement, data, policy, runs, schedule, steps
 from trainers.loop import Loop, step
@@ -28,11 +29,27 @@ from trainers.options import Options
 from trainers.processes import Processes
 from trainers.progress import Cadence
 from trainers.run import train
-from trainers.task import Measured, sum_scored
+from trainers.task import Measured, mean_tokens, sum_scored, summed_tokens
 
 LOSSES = pytest.mark.parametrize(
     "loss",
     sorted(name for name, one in OBJECTIVES.items() if one.batch.head == "logits" and "pairs" in one.batch.sides),
+)
+# a whole run takes seconds, so of the losses on one contract one has it
+RUNS = pytest.mark.parametrize(
+    "loss",
+    sorted(
+        {
+            "ipo",
+            "ipo_mean",
+            "orpo",
+            *{
+                one.batch: name
+                for name, one in sorted(OBJECTIVES.items(), reverse=True)
+                if one.batch.head == "logits" and "pairs" in one.batch.sides
+            }.values(),
+        }
+    ),
 )
 
 
@@ -125,9 +142,11 @@ def test_sums_of_many_tokens_keep_their_digits() -> None:
 def test_padding_and_neighbours_change_no_row(version: Version, model: str, tmp_path: Path, loss: str) -> None:
     rows, net, task = rows_of(version, loss, tmp_path), models.load_model(model), task_of(loss)
     picked = [rows[place] for place in (0, 3, 61, 65)]
-    together = step(net, data.collate(picked), task).losses
-    alone = torch.cat([step(net, data.collate([row]), task).losses for row in picked])
-    assert_close(together, alone, rtol=1e-5, atol=1e-5)
+    whole = data.collate(picked)
+    together = step(net, whole, task).losses
+    of_step = mean_tokens(summed_tokens([whole], len(whole.names)))
+    alone = [step(net, replace(data.collate([row]), step_tokens=of_step), task).losses for row in picked]
+    assert_close(together, torch.cat(alone), rtol=1e-5, atol=1e-5)
 
 
 @LOSSES
@@ -137,7 +156,7 @@ def test_only_the_policy_has_a_gradient(version: Version, model: str, tmp_path: 
     scores = logprobs.forward(models.load_model(model), batch.trees)
     made = task.batch(batch, Measured.of(batch, scores.logps))
     for name, value in vars(made).items():
-        assert value.requires_grad == (not name.startswith("ref_") and not name.endswith("_tokens")), name
+        assert value.requires_grad == (name in policy_fields(made)), name
 
 
 def test_stored_reference_log_probs_give_the_loss_of_a_live_reference(
@@ -173,7 +192,7 @@ def test_policy_equal_to_the_stored_reference_costs_ln2(version: Version, model:
 @pytest.fixture(scope="module")
 def uneven(model: str, tmp_path_factory: pytest.TempPathFactory) -> Version:
     """Twelve pairs whose sides have from 1 to 45 scored tokens, some of them masked."""
-    rows = pair_rows(6, seed=5) + pair_rows(6, seed=6, masked=True)
+    rows = scored(pair_rows(6, seed=5) + pair_rows(6, seed=6, masked=True))
     for number, row in enumerate(rows):
         for side in ("chosen", "rejected"):
             times = 1 + (number * (1 if side == "chosen" else 5)) % 6
@@ -185,23 +204,26 @@ def uneven(model: str, tmp_path_factory: pytest.TempPathFactory) -> Version:
     return publish(tmp_path_factory.mktemp("uneven"), {"train": pairs}, model, reference_model=model)
 
 
-def gradient(version: Version, model: str, loss: str, folder: Path, cuts: list[int]) -> torch.Tensor:
-    """Of one step of 12 rows, cut into micro-batches of these sizes."""
+def gradients(version: Version, model: str, loss: str, folder: Path, *cuts: list[int]) -> list[torch.Tensor]:
+    """Of one step of 12 rows, each time cut into micro-batches of other sizes."""
     net, rows = models.load_model(model), rows_of(version, loss, folder)
     loop = Loop(
         net,
-        run_arguments(folder, max(cuts)),
+        run_arguments(folder, 12),
         task=task_of(loss),
         train_rows=rows,
         test_rows=None,
         cadence=Cadence(log_every=1, eval_every=None, save_every=1),
     )
-    ends = np.cumsum(cuts).tolist()
-    batches = [data.collate([rows[i] for i in range(end - size, end)]) for size, end in zip(cuts, ends, strict=True)]
-    one = steps.Step(tuple(batches))
-    items = loop._get_num_items_in_batch([one], torch.device("cpu"))
-    loop.training_step(net, one, items)
-    return torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
+    found = []
+    for cut in cuts:
+        ends = np.cumsum(cut).tolist()
+        parts = [data.collate([rows[i] for i in range(end - size, end)]) for size, end in zip(cut, ends, strict=True)]
+        one = steps.Step(tuple(parts))
+        net.zero_grad()
+        loop.training_step(net, one, loop._get_num_items_in_batch([one], torch.device("cpu")))
+        found.append(torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]))
+    return found
 
 
 @LOSSES
@@ -209,10 +231,10 @@ def test_how_a_step_is_cut_into_micro_batches_changes_nothing(
     uneven: Version, model: str, tmp_path: Path, loss: str
 ) -> None:
     """A mean of micro-batch means would differ, be it over rows or over tokens."""
-    whole = gradient(uneven, model, loss, tmp_path, [12])
-    for cuts in ([6, 6], [4, 4, 4], [5, 5, 2], [1] * 12, [11, 1]):
-        cut = gradient(uneven, model, loss, tmp_path, cuts)
-        assert float((cut - whole).norm()) <= 1e-6 * float(whole.norm()), cuts
+    cuts = [12], [6, 6], [5, 5, 2], [1] * 12, [11, 1]
+    whole, *others = gradients(uneven, model, loss, tmp_path, *cuts)
+    for cut, other in zip(cuts[1:], others, strict=True):
+        assert float((other - whole).norm()) <= 1e-6 * float(whole.norm()), cut
 
 
 @pytest.mark.parametrize(("loss", "counted"), [("sft", "tokens"), ("orpo", "rows")])
@@ -224,7 +246,8 @@ def test_a_step_is_divided_by_all_its_tokens_or_all_its_rows(
     net = models.load_model(model)
     step(net, data.collate([rows[place] for place in range(12)]), task_of(loss)).losses.sum().backward()
     total = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
-    assert_close(gradient(uneven, model, loss, tmp_path, [7, 5]) * count, total, rtol=1e-4, atol=1e-6 * count)
+    (found,) = gradients(uneven, model, loss, tmp_path, [7, 5])
+    assert_close(found * count, total, rtol=1e-4, atol=1e-6 * count)
 
 
 def run_arguments(folder: Path, batch_size: int) -> Any:
@@ -236,7 +259,7 @@ def run_arguments(folder: Path, batch_size: int) -> Any:
 # -- a whole run -------------------------------------------------------------------------------------------------------
 
 
-@LOSSES
+@RUNS
 def test_a_short_run_learns_and_leaves_a_model_that_loads(options: Options, model: str, loss: str) -> None:
     talk = Talk()
     # slower than the other tests: a quadratic loss shows rows learnt by heart as held-out margins that scatter

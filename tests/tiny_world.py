@@ -62,6 +62,15 @@ def _pair(generator: np.random.Generator, name: str, masked: bool) -> dict[str, 
     return row
 
 
+def scored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The pairs with scores, chosen higher by another difference in each, and with a preference probability."""
+    for number, row in enumerate(rows):
+        difference = 0.4 + number % 5
+        row |= {"chosen_score": difference, "rejected_score": 0.0, "margin": difference}
+        row["preference"] = 0.6 + 0.05 * (number % 7)
+    return rows
+
+
 def completion_rows(count: int, *, seed: int = 0) -> list[dict[str, Any]]:
     """The chosen sides alone."""
     rows = []

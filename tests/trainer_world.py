@@ -14,7 +14,7 @@ import torch
 
 from prefdata import models
 from prefdata.versions import Version
-from tests.tiny_world import pair_rows, publish, save_model, table, with_reference
+from tests.tiny_world import pair_rows, publish, save_model, scored, table, with_reference
 from trainers import data, run
 from trainers.loss import parse
 from trainers.options import Options
@@ -44,10 +44,10 @@ class World:
 
 
 def make_world(folder: Path, *, plain: int = 60, masked: int = 9, held_out: int = 20) -> World:
-    """Pairs to train on, some with a mask, and pairs held out."""
+    """Pairs to train on, some with a mask, and pairs held out; all scored."""
     model = save_model(folder / "model")
-    train_rows = with_reference(table(pair_rows(plain, seed=1) + pair_rows(masked, seed=3, masked=True)), model)
-    test_rows = with_reference(table(pair_rows(held_out, seed=2)), model)
+    train_rows = with_reference(table(scored(pair_rows(plain, seed=1) + pair_rows(masked, seed=3, masked=True))), model)
+    test_rows = with_reference(table(scored(pair_rows(held_out, seed=2))), model)
     version = publish(folder / "data", {"train": train_rows, "test": test_rows}, model, reference_model=model)
     return World(model, version)
 

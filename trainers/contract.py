@@ -134,7 +134,8 @@ def check_rows(rows: pa.Table, reading: Reading, version: Version) -> None:
         if value.column in rows.column_names:
             _check_value(rows, value, version)
     for rule in reading.rules:
-        _refuse(rows, rule.bad(rows), version.name, rule.what, rule.then)
+        helps = f":  {_flow(version, rule.flow, version.name)}" if rule.flow else ""
+        _refuse(rows, rule.bad(rows), version.name, rule.what, f"{rule.then}{helps}")
 
 
 def check_classes(labels: Any, loss: Loss, name: str) -> None:

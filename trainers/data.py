@@ -69,9 +69,15 @@ class RowBatch:
     reference: Tensor | None  # (S,) float64, nats
     token_reference: Tensor | None = None  # (S, longest) float64, nats
     values: Mapping[str, Tensor] = field(default_factory=dict)  # by column, (B,) or (B, size); of groups (S,)
+    step_tokens: Tensor | None = None  # (names,) scored tokens of a side, a mean over the step's rows; None: over these
 
     def __len__(self) -> int:
         return len(self.row_ids)
+
+    @property
+    def side_tokens(self) -> Tensor:
+        """(B, names) scored tokens of the sides of each row, where all rows have the same sides."""
+        return self.tokens.reshape(len(self), -1)
 
     @property
     def counts(self) -> list[int]:

@@ -7,7 +7,7 @@ micro-batches and processes before the first forward, so accumulation changes no
 import contextlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from trainers.processes import Processes
 from trainers.progress import Cadence
 from trainers.runs import saving
 from trainers.steps import EpochOrder, Loader, MicroBatches, Step
-from trainers.task import Measured, Part, Pooling, Task, alone, count_items
+from trainers.task import Measured, Part, Pooling, Task, alone, count_items, mean_tokens, summed_tokens
 from trainers.usage import GIB, Usage
 
 
@@ -147,6 +147,7 @@ class Loop(Trainer):
         self.probe = Probe.of(test_rows) if test_rows and task.loss.head == "logits" else None
         self._tally = Tally()
         self._window: tuple[RowBatch, ...] = ()
+        self._step_tokens: Tensor | None = None
         self._not_finite: list[str] = []  # rows of this step, in this process
         self._written_to: Path | None = None  # while a checkpoint is staged
 
@@ -172,11 +173,15 @@ class Loop(Trainer):
         (own,) = batch_samples
         self._window = own.batches
         tokens = sum(batch.all_tokens for batch in own.batches)
-        counts = torch.tensor([*count_items(self.task, own.batches), tokens], device=device)
-        if self.processes.size > 1:
-            counts = self.accelerator.reduce(counts, reduction="sum")
+        counts = self._over_processes(torch.tensor([*count_items(self.task, own.batches), tokens], device=device))
         self.state.num_input_tokens_seen += int(counts[-1])
+        if self.task.loss.per_step:
+            sides = len(self.task.loss.reading(self.task.kind).sides)
+            self._step_tokens = mean_tokens(self._over_processes(summed_tokens(own.batches, sides).to(device)))
         return counts[:-1]
+
+    def _over_processes(self, counts: Tensor) -> Tensor:
+        return self.accelerator.reduce(counts, reduction="sum") if self.processes.size > 1 else counts
 
     @override
     def floating_point_ops(self, inputs: Any) -> int:
@@ -213,6 +218,7 @@ class Loop(Trainer):
             self.task.wait(self.pools, self.args.device)
             return idle(model, self.task)
         shown = self.cadence.logs(self.state.global_step + 1, self.state.max_steps)
+        inputs = replace(inputs, step_tokens=self._step_tokens)
         outcome = step(model, inputs, self.task, extras=shown, pooling=self.pools)
         self._note_not_finite(outcome.losses, inputs)
         self._tally.update(outcome.tally)
@@ -398,6 +404,7 @@ def evaluate(
     those, device = pools.processes, next(model.parameters()).device
     order = sorted(range(len(rows)), key=lambda place: (-int(rows.lengths[place]), place))
     width = batch_size * those.size
+    step_tokens = all_tokens(rows) if task.loss.per_step else None
     tally = Tally()
     training = model.training
     model.eval()
@@ -406,13 +413,19 @@ def evaluate(
             for start in range(0, len(order), width):
                 own = order[start : start + width][those.rank :: those.size]
                 if own:
-                    batch = collate([rows[place] for place in own])
+                    batch = replace(collate([rows[place] for place in own]), step_tokens=step_tokens)
                     tally.update(step(model, batch.to(device), task, pooling=pools).tally)
                 else:
                     task.wait(pools, device)
     finally:
         model.train(training)
     return Tally.joined(those.gather(tally))
+
+
+def all_tokens(rows: Rows | Groups) -> Tensor:
+    """(sides,) mean scored tokens over all rows: a held-out split counts as one step."""
+    columns = (rows.column(f"{side}_tokens").to_numpy() for side in rows.reading.sides)
+    return torch.tensor([float(tokens.mean()) for tokens in columns], dtype=torch.float64)
 
 
 def set_dropout(model: Any, probability: float) -> None:

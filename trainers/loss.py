@@ -7,8 +7,9 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any, Literal
 
 from prefdata.errors import UserError
@@ -89,7 +90,14 @@ class Loss:
 
     def reading(self, kind: str) -> Reading:
         """What is read of rows of a kind."""
-        return Reading.of(kind, *(objective.batch for objective in self.objectives))
+        read = Reading.of(kind, *(objective.batch for objective in self.objectives))
+        own = (term.objective.rules(**term.knobs) for term in self.terms if term.objective.rules)
+        return replace(read, rules=(*read.rules, *chain.from_iterable(own)))
+
+    @property
+    def per_step(self) -> bool:
+        """Whether any term needs to know how many tokens the rows of a step have."""
+        return any(objective.batch.per_step for objective in self.objectives)
 
     def knobs(self) -> dict[str, Any]:
         """As a run's configuration holds them: by name, and by term where there are several."""

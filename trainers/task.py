@@ -56,7 +56,7 @@ class Task:
         if term.objective.reduction == "rows":
             return len(rows)
         sides = [rows.names.index(side) for side in self._sides(term).values()] if len(rows) else []
-        return int(rows.tokens.reshape(len(rows), -1)[:, sides].sum()) if sides else 0
+        return int(rows.side_tokens[:, sides].sum()) if sides else 0
 
     def wait(self, pooling: Pooling, device: torch.device) -> None:
         """What a process without rows in a micro-batch gives to those means."""
@@ -96,6 +96,11 @@ class Task:
                 fields["present"] = column(torch.ones_like(rows.tokens, dtype=torch.bool))
         if not contract.grouped:
             fields |= {name: rows.values[value.column] for name, value in contract.values.items()}
+        if contract.per_step:
+            lengths = rows.step_tokens
+            if lengths is None:
+                lengths = mean_tokens(summed_tokens([rows], len(rows.names)).to(rows.tokens.device))
+            fields |= {name: lengths[rows.names.index(side)] for name, side in contract.per_step.items()}
         return contract(**fields, **_pooled(contract, fields, pooling))
 
 
@@ -160,3 +165,18 @@ def sum_scored(logps: Sequence[Tensor], scored: Tensor) -> Tensor:
 def count_items(task: Task, batches: Sequence[RowBatch]) -> list[int]:
     """By term, what the summed losses of these micro-batches are counted in."""
     return [sum(task.items(term, rows) for rows in batches) for term in task.loss.terms]
+
+
+def summed_tokens(batches: Sequence[RowBatch], sides: int) -> Tensor:
+    """(sides + 1,) scored tokens of each side over these micro-batches, and how many rows they are of."""
+    counts = torch.zeros(sides + 1, dtype=torch.int64)
+    for rows in batches:
+        if len(rows):
+            counts[:-1] += rows.side_tokens.sum(0).cpu()
+            counts[-1] += len(rows)
+    return counts
+
+
+def mean_tokens(summed: Tensor) -> Tensor:
+    """(sides,) means of what `summed_tokens` gives."""
+    return summed[:-1].to(widest(summed.device)) / summed[-1].clamp(min=1)

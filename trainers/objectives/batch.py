@@ -30,6 +30,7 @@ class Rule:
     bad: Callable[[pa.Table], Any]  # bool, one per row
     what: str  # what is wrong with it
     then: str  # what to do
+    flow: str = ""  # that helps, of the version
 
 
 Pool = Callable[[Any], tuple[Tensor, Tensor]]  # a batch to a sum and the count it is taken over
@@ -57,6 +58,9 @@ class Batch:
     pools: ClassVar[Mapping[str, Pool]] = {}
     # whether those are moving averages over the run
     remembered: ClassVar[bool] = False
+    # fields that are the mean of a side's scored tokens over the rows of a whole step, in all its micro-batches and
+    # processes: field -> side; scalars
+    per_step: ClassVar[Mapping[str, str]] = {}
     # what else is refused
     rules: ClassVar[tuple[Rule, ...]] = ()
     # a column of truth values both of which must occur among the train rows
@@ -105,24 +109,33 @@ class ReferencedPair(Pair):
 
 
 @dataclass(frozen=True)
+class ReferencedPairOfStep(ReferencedPair):
+    """A ReferencedPair that knows how long the chosen sides of its step are."""
+
+    per_step: ClassVar[Mapping[str, str]] = {"mean_chosen_tokens": "chosen"}
+
+    mean_chosen_tokens: Tensor  # ()
+
+
+@dataclass(frozen=True)
 class ScoredPair(ReferencedPair):
-    """A ReferencedPair whose sides were scored, chosen higher."""
+    """A ReferencedPair whose sides were scored."""
 
     values: ClassVar[Mapping[str, Value]] = {
         "chosen_score": Value("chosen_score"),
         "rejected_score": Value("rejected_score"),
     }
-    rules = (
-        Rule(
-            lambda rows: pc.less_equal(rows["chosen_score"], rows["rejected_score"]),
-            "chosen_score is not above rejected_score",
-            "ties and inversions say nothing of how much better chosen is; build the pairs with a margin above 0",
-        ),
-    )
     reads = "pairs with scores, reference log-probs"
 
     chosen_score: Tensor  # in the scorer's own unit
     rejected_score: Tensor
+
+
+def preference_of(rows: pa.Table) -> Any:
+    """How probable it is that chosen is better: 1 where it is not stated."""
+    if "preference" not in rows.column_names:
+        return pa.array([1.0] * len(rows))
+    return pc.fill_null(rows["preference"], 1.0)
 
 
 @dataclass(frozen=True)
@@ -130,6 +143,13 @@ class PreferredPair(ReferencedPair):
     """A ReferencedPair and how sure it is that chosen is better."""
 
     values: ClassVar[Mapping[str, Value]] = {"preference": Value("preference", default=1.0)}
+    rules = (
+        Rule(
+            lambda rows: pc.or_(pc.less(preference_of(rows), 0), pc.greater(preference_of(rows), 1)),
+            "preference is not between 0 and 1",
+            "it is the probability that chosen is better; build the version again",
+        ),
+    )
     reads = "pairs (with a preference probability, else 1), reference log-probs"
 
     preference: Tensor  # probability that chosen is better, in [0, 1]

@@ -46,6 +46,14 @@ _KINDS: Mapping[type, str] = {float: "a number", int: "a whole number", bool: "t
 
 
 @dataclass(frozen=True)
+class Only:
+    """A knob that is read only where another one has a certain value."""
+
+    knob: str
+    value: Any
+
+
+@dataclass(frozen=True)
 class Knob:
     """One keyword of a loss."""
 
@@ -54,6 +62,7 @@ class Knob:
     default: Any
     range: Range | None = None
     choices: tuple[str, ...] = ()
+    only: Only | None = None
 
     def read(self, text: str, loss: str) -> Any:
         """The value that the text of `--set name=text` stands for, checked."""
@@ -104,6 +113,7 @@ def knobs_of(loss: Callable[..., Any]) -> dict[str, Knob]:
 def resolve(loss: str, knobs: Mapping[str, Knob], settings: Sequence[str]) -> dict[str, Any]:
     """Every knob's value: its default, or what `--set` gave. A knob that the loss does not have is an error."""
     values = {name: knob.default for name, knob in knobs.items()}
+    given: dict[str, str] = {}
     for setting in settings:
         name, equals, text = setting.partition("=")
         if not equals:
@@ -112,18 +122,28 @@ def resolve(loss: str, knobs: Mapping[str, Knob], settings: Sequence[str]) -> di
             has = f"its knobs are {', '.join(map(str, knobs.values()))}" if knobs else "it has none"
             raise UserError(f"--set {setting}: {loss} has no knob called {name!r}; {has}.")
         values[name] = knobs[name].read(text, loss)
+        given[name] = setting
+    for name, setting in given.items():
+        only = knobs[name].only
+        if only is not None and values[only.knob] != only.value:
+            raise UserError(
+                f"--set {setting}: {loss} reads {name} only with {only.knob}={only.value}, and {only.knob} is"
+                f" {values[only.knob]}."
+            )
     return values
 
 
 def _knob(parameter: inspect.Parameter, hint: Any) -> Knob:
     range_: Range | None = None
+    only: Only | None = None
     if typing.get_origin(hint) is typing.Annotated:
         hint, *extras = typing.get_args(hint)
         range_ = next((extra for extra in extras if isinstance(extra, Range)), None)
+        only = next((extra for extra in extras if isinstance(extra, Only)), None)
     if parameter.default is parameter.empty:
         raise TypeError(f"knob {parameter.name!r} needs a default")
     if typing.get_origin(hint) is typing.Literal:
-        return Knob(parameter.name, str, parameter.default, range_, tuple(typing.get_args(hint)))
+        return Knob(parameter.name, str, parameter.default, range_, tuple(typing.get_args(hint)), only)
     if hint not in (float, int, bool, str):
         raise TypeError(f"knob {parameter.name!r} must be float, int, bool, str or Literal, not {hint!r}")
-    return Knob(parameter.name, hint, parameter.default, range_)
+    return Knob(parameter.name, hint, parameter.default, range_, only=only)

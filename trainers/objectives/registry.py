@@ -8,11 +8,12 @@ from typing import Literal
 from torch import Tensor
 
 from prefdata.errors import UserError
-from trainers.objectives.batch import Batch
+from trainers.objectives.batch import Batch, Rule
 from trainers.objectives.knobs import Knob, knobs_of
 
 Loss = Callable[..., Tensor]
 Diagnostics = Callable[..., Mapping[str, Tensor]]
+Rules = Callable[..., tuple[Rule, ...]]
 Reduction = Literal["rows", "tokens"]
 
 
@@ -30,6 +31,7 @@ class Objective:
         Diagnostics | None
     )  # what only this loss has to show: called as the loss is, named (B,) values, logged as means
     across_rows: bool = False  # whether the rows of a forward are compared with each other, so that its size matters
+    rules: Rules | None = None  # what it refuses of a row beyond its contract: called with its knobs
 
     @cached_property
     def knobs(self) -> dict[str, Knob]:
@@ -57,6 +59,7 @@ def objective(
     reduction: Reduction = "rows",
     diagnostics: Diagnostics | None = None,
     across_rows: bool = False,
+    rules: Rules | None = None,
 ) -> Callable[[Loss], Loss]:
     """Register a loss under its own function name; the function itself is left as it is.
 
@@ -70,7 +73,7 @@ def objective(
         if loss.__name__ in OBJECTIVES:
             raise ValueError(f"two losses are called {loss.__name__!r}: rename the one in {loss.__module__}")
         OBJECTIVES[loss.__name__] = Objective(
-            loss.__name__, loss, batch, source, reduction, lr, diagnostics, across_rows
+            loss.__name__, loss, batch, source, reduction, lr, diagnostics, across_rows, rules
         )
         return loss
 
