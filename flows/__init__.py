@@ -13,6 +13,7 @@ DEPLOYMENTS = (
     "clean",
     "generate",
     "build-paired",
+    "build-unpaired",
     "build-rejection-samples",
     "build-greedy-baselines",
     "build-sapo-negatives",

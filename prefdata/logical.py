@@ -20,7 +20,11 @@ OPTIONAL = {completions.KIND: completions.OPTIONAL}
 REFERENCE = {kind.KIND: kind.REFERENCE for kind in (pairs, completions, unpaired)}
 SEGMENT = {pairs.KIND: pairs.SEGMENT}
 SAMPLED = {completions.KIND: completions.SAMPLED}
-SELECTED = {pairs.KIND: pairs.SELECTED, completions.KIND: completions.SELECTED, unpaired.KIND: unpaired.PARTNER}
+SELECTED = {
+    pairs.KIND: pairs.SELECTED,
+    completions.KIND: completions.SELECTED,
+    unpaired.KIND: pa.unify_schemas([unpaired.MADE, unpaired.PARTNER]),
+}
 SIDES: dict[str, tuple[str, ...]] = {
     pairs.KIND: ("chosen", "rejected"),
     completions.KIND: ("completion",),

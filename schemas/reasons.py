@@ -74,6 +74,8 @@ REASONS: dict[str, str] = {
     "no_sample": "the prompt has no sampled completion with a score to compare the greedy one with",
     "baseline": "it is the greedy completion that the prompt's samples are measured by, and no row of its own",
     "on_the_bar": "its score is neither above nor below the bar by the margin that was asked for",
+    "outvoted": "more votes say the opposite of its answer",
+    "no_partner": "no other prompt has an answer that its own prompt has not",
     "off_policy": "another model than the reference wrote it",
     "preference_too_low": "chosen is not as surely better as was asked for",
     "segment_unchanged": "every redraw of the segment gave back the original tokens",

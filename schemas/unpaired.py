@@ -18,12 +18,24 @@ BASE = pa.schema(
     ]
 )
 
+# where a verdict was made from rows of another version
+MADE = pa.schema(
+    [
+        column("parent_row_id", pa.string(), "row_id, in the parent version, of the row that it was made from"),
+        column("parent_side", pa.string(), "which answer of that row it is: chosen, rejected or completion"),
+        column("score", pa.float64(), "score of the completion in the scorer's own unit; null: none given"),
+        column(
+            "generator", pa.string(), "model that wrote the completion, as the parent's row names it; null: unknown"
+        ),
+    ]
+)
+
 REFERENCE = completions.REFERENCE
 
 # the frozen partner: another prompt's completion, which KTO's reference point is estimated with
 PARTNER = pa.schema(
     [
-        required("partner_row_id", pa.string(), "row_id, in the parent version, of the row whose completion it is"),
+        required("partner_row_id", pa.string(), "row_id, in the parent version, of the row that it is an answer of"),
         required("partner_ids", TOKEN_IDS, "token ids of another prompt's completion, read behind this row's prompt"),
         required("partner_tokens", pa.int32(), "scored tokens in partner_ids, at least 1"),
         column("partner_loss_mask", TOKEN_MASK, "which partner tokens are scored; null: all"),

@@ -10,7 +10,7 @@ import polars as pl
 import pytest
 
 from prefdata import models, versions
-from prefdata.builds import pairing
+from prefdata.builds import making
 from prefdata.builds.job import run
 from prefdata.builds.paired import Options, job
 from prefdata.errors import UserError
@@ -146,13 +146,13 @@ def test_what_cannot_be_selected_from_is_one_sentence(world: ScoredWorld, tmp_pa
 
 
 def test_an_answer_in_no_finite_pair_says_so(world: ScoredWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = pairing.finite
+    real = making.finite
 
     def not_all(rows: Any, kind: str) -> pl.Series:
         fine = real(rows, kind).to_list()
         return pl.Series([False, *fine[1:]])
 
-    monkeypatch.setattr(pairing, "finite", not_all)
+    monkeypatch.setattr(making, "finite", not_all)
     version = built(world, rule="max_min", seed=5)
     lost = [line for line in version.ledger().to_pylist() if line["reason"] == "not_finite"]
     assert len(lost) == 2 * len(world.version.splits)

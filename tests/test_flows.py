@@ -22,7 +22,17 @@ from flows import deployable, interrupts
 from flows import running as running_flows
 from flows.deployable import Deployable
 from prefdata import versions
-from prefdata.builds import add_reference, clean, generate, greedy_baselines, ingest, paired, rejection, sapo_negatives
+from prefdata.builds import (
+    add_reference,
+    clean,
+    generate,
+    greedy_baselines,
+    ingest,
+    paired,
+    rejection,
+    sapo_negatives,
+    unpaired,
+)
 from prefdata.errors import UserError
 from prefdata.verify import verify
 from tests import tiny_world
@@ -35,6 +45,7 @@ MODULES = {
     "flows.add_reference": add_reference.Options,
     "flows.generate": generate.Options,
     "flows.build_paired": paired.Options,
+    "flows.build_unpaired": unpaired.Options,
     "flows.build_rejection_samples": rejection.Options,
     "flows.build_greedy_baselines": greedy_baselines.Options,
     "flows.build_sapo_negatives": sapo_negatives.Options,

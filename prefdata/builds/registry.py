@@ -12,6 +12,7 @@ _BUILDS = {
     "clean": ("prefdata.builds.clean", "Clean"),
     "generate": ("prefdata.builds.generate", "Generate"),
     "build-paired": ("prefdata.builds.paired", "job"),
+    "build-unpaired": ("prefdata.builds.unpaired", "BuildUnpaired"),
     "build-rejection-samples": ("prefdata.builds.rejection", "job"),
     "build-greedy-baselines": ("prefdata.builds.greedy_baselines", "job"),
     "build-sapo-negatives": ("prefdata.builds.sapo_negatives", "BuildSapoNegatives"),

@@ -60,7 +60,7 @@ class Selecting:
     def answers(self, split: str) -> pl.DataFrame:
         """The lines of a split's completions, in the parent's order. UserError if none has a score."""
         if "score" not in self.parent.columns():
-            raise _unscored(self.parent)
+            raise unscored(self.parent)
         wanted = [*COLUMNS, *(["generator"] if "generator" in self.parent.columns() else [])]
         return answers(self.parent.read(entry, wanted) for entry in self.parent.files(split))
 
@@ -115,7 +115,8 @@ def finite(rows: pa.Table, kind: str) -> pl.Series:
     return pl.Series(scoring.finite(kind, rows))
 
 
-def _unscored(parent: Version) -> UserError:
+def unscored(parent: Version) -> UserError:
+    """What a selection by scores says of a version that has none."""
     return UserError(
         f"{parent.name} holds {parent.kind} without scores; score them first:  python -m flows.score_rewards {parent.name}"
     )

@@ -49,12 +49,17 @@ def _lines(table: pa.Table) -> pl.DataFrame:
             "prompt_id": table["prompt_id"],
             "score": score,
             "tokens": table["completion_tokens"],
-            "answer": [key for chunk in table["completion_ids"].chunks for key in _keys(chunk)],
+            "answer": token_keys(table["completion_ids"]),
             "greedy": pl.Series(table["method"]) == GREEDY,
             "generator": table["generator"] if "generator" in table.column_names else nulls(pa.string()),
         },
         schema=SCHEMA,
     )
+
+
+def token_keys(column: pa.ChunkedArray) -> list[bytes]:
+    """16 bytes for each list of token ids, equal for equal lists."""
+    return [key for chunk in column.chunks for key in _keys(chunk)]
 
 
 def _keys(chunk: pa.ListArray) -> list[bytes]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import polars as pl
 
 RULES = ("threshold", "mean", "median")
+NOTHING = {"row_id": pl.String, "reason": pl.String, "detail": pl.String}
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,36 @@ def from_scores(answers: pl.DataFrame, rule: str, *, threshold: float = 0.0, min
         detail=pl.when(known).then(words).otherwise(pl.lit("no score was given")),
     )
     return without_contradictions(Labelled(rows, left))
+
+
+def from_labels(verdicts: pl.DataFrame) -> Labelled:
+    """Each verdict as it is; an answer that was judged both ways is no answer to learn from.
+
+    verdicts: row_id, prompt_id, answer, label.
+    """
+    rows = verdicts.select("row_id", "prompt_id", "answer", "label")
+    return without_contradictions(Labelled(rows, pl.DataFrame(schema=NOTHING)))
+
+
+def from_votes(verdicts: pl.DataFrame, *, min_agreement: float = 0.5) -> Labelled:
+    """What most of the votes say of an answer to a prompt; a draw, or less agreement than was asked for, says nothing.
+
+    verdicts: row_id, prompt_id, answer, label, votes (how many the verdict stands for), sure (the share of them that
+    agree with the label). min_agreement: the least share of an answer's votes for its label.
+    """
+    for_it = pl.when("label").then("sure").otherwise(1 - pl.col("sure")) * pl.col("votes")
+    place = ("prompt_id", "answer")
+    counted = verdicts.with_columns(share=for_it.sum().over(place) / pl.col("votes").sum().over(place))
+    label, share = pl.col("share") > 0.5, pl.col("share")
+    agreement = pl.max_horizontal(share, 1 - share)
+    decided = (share != 0.5) & (agreement >= min_agreement)
+    words = pl.format("{} % of the votes call it desirable", (100 * share).round(1))
+    draw = counted.filter(~decided).select("row_id", reason=pl.lit("tie"), detail=words)
+    clear = counted.filter(decided).with_columns(said="label", label=label)
+    outvoted = clear.filter(pl.col("said") != pl.col("label"))
+    agreeing = clear.filter(pl.col("said") == pl.col("label")).select("row_id", "prompt_id", "answer", "label")
+    over = outvoted.select("row_id", reason=pl.lit("outvoted"), detail=words)
+    return without_contradictions(Labelled(agreeing, pl.concat([draw, over])))
 
 
 def without_contradictions(labelled: Labelled) -> Labelled:
