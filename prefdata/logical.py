@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from prefdata.errors import UserError
-from schemas import completions, pairs, prompts, unpaired
+from schemas import cleaned, completions, pairs, prompts, unpaired
 from schemas.stats import POSITIVE_LOGP
 
 BASE = {kind.KIND: kind.BASE for kind in (pairs, completions, unpaired, prompts)}
@@ -130,7 +130,7 @@ def row_problems(kind: str, table: pa.Table) -> list[str]:
 
 def _schema_problems(kind: str, found: pa.Schema) -> list[str]:
     problems = [f"column {name} is absent" for name in BASE[kind].names if name not in found.names]
-    groups = [group.get(kind, ()) for group in (BASE, OPTIONAL, SEGMENT, SAMPLED, SELECTED)]
+    groups = [group.get(kind, ()) for group in (BASE, OPTIONAL, SEGMENT, SAMPLED, SELECTED)] + [cleaned.CLEANED]
     for group in (*groups, reference_of(kind, found.names) if kind in REFERENCE else ()):
         for field in group:
             index = found.get_field_index(field.name)

@@ -60,6 +60,13 @@ REASONS: dict[str, str] = {
     "near_duplicate_row": "another row's prompt and answers are nearly the same, word by word, and stand for it",
     "contaminated": "the prompt is one of an evaluation that was named, or holds much of its wording",
     "near_test_prompt": "the prompt is nearly the same, word by word, as one that is held out for testing",
+    "prompt_below_length": "the prompt has fewer tokens than were asked for",
+    "prompt_above_length": "the prompt has more tokens than were asked for",
+    "answer_below_length": "an answer has fewer tokens than were asked for",
+    "answer_above_length": "an answer has more tokens than were asked for",
+    "other_language": "the prompt or an answer is in another language than those asked for",
+    "over_prompt_cap": "as many other rows of the prompt were drawn as may stand in a split",
+    "over_source_cap": "as many other rows of the source were drawn as may stand in a split",
     # generation
     "duplicate_answer": "another row has the same prompt and good answer and stands for both",
     "lower_score": "another answer to the prompt has a higher score",

@@ -152,3 +152,40 @@ def _keeps(first: Version, second: Version) -> bool:
     )
     assert len(set(before.values())) == 2
     return {prompt: after[prompt] for prompt in before} == before
+
+
+@pytest.mark.parametrize("make", KINDS, ids=[make.__name__ for make in KINDS])
+def test_all_steps_in_one_chain(make: Callable[[str], dict[str, Any]], root: str, model: str, tmp_path: Path) -> None:
+    (tmp_path / "exam.jsonl").write_text(json.dumps({"prompt": ASKED[1]}) + "\n")
+    rows = [make(f"w{n} w{n % 7} w{n % 5} w{n % 3}") for n in range(30)]
+    parent = ingested(root, model, [*rows, *map(make, (*ASKED, ASKED[0].upper())), make("w5 ab@cd.de " + "w1 " * 20)])
+    version = cleaned(
+        root,
+        max_prompt_tokens=30,
+        languages=("en",),
+        decontaminate=(str(tmp_path / "exam.jsonl"),),
+        exact="rows",
+        near="prompts",
+        max_per_prompt=1,
+        max_per_source=20,
+        test_fraction=0.2,
+        private_data="flag",
+        noise_hints=True,
+    ).version
+    assert verify(version) == []
+    assert version.schema.names == [*parent.schema.names, "private_data", "noise_hints"]
+    stages = (
+        "lengths language contamination duplicates near_duplicates prompt_cap source_cap split private_data noise_hints"
+    )
+    assert [stage["stage"] for stage in version.manifest["counts"]["stages"]] == [*stages.split(), "publish"]
+    held = [row["private_data"] for split in version.splits for row in version.table(split).to_pylist()]
+    assert held.count(["email"]) + held.count(None) == len(held)
+    assert {"contaminated", "over_source_cap"} <= set(reasons(version))
+    again = cleaned(root, source=version.name, private_data="flag", noise_hints=True).version  # columns set anew
+    assert (again.schema, again.logical_hash) == (version.schema, version.logical_hash)
+
+
+def test_a_language_that_can_not_be_told_is_refused(root: str, model: str) -> None:
+    ingested(root, model, [pairs(ASKED[0])])
+    with pytest.raises(UserError, match=r"languages: xx can't be told; these can: ar, bn"):
+        cleaned(root, languages=("en", "xx"))

@@ -19,7 +19,7 @@ from prefdata.work import FOLDER
 
 _PLACE = "recipes"
 # of these options, what is no file on this machine has a state that only the hub or a store could tell
-_ELSEWHERE = ("source", "model", "reference")
+_ELSEWHERE = ("source", "model", "reference", "decontaminate", "split_like")
 _COMMIT = re.compile(r".+@[0-9a-f]{40}")
 
 

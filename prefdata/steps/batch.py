@@ -81,6 +81,11 @@ class Batch:
         return keys(zip(*spelled, map(str, self.labels), strict=True))
 
     @cached_property
+    def side_keys(self) -> dict[str, pl.Series]:
+        """The same for each side by itself, labels aside."""
+        return {side: keys((_spelled(answer),) for answer in answers) for side, answers in self.answers.items()}
+
+    @cached_property
     def labels(self) -> Sequence[Any]:
         """What unpaired rows call their answer; None for other kinds."""
         return self.rows["label"].to_pylist() if "label" in self.rows.column_names else [None] * self.rows.num_rows
