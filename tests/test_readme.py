@@ -63,6 +63,15 @@ def test_trainer_commands_parse(command: str) -> None:
     assert given.list or given.loss in OBJECTIVES
 
 
+@pytest.mark.parametrize(
+    "command",
+    [each for each in COMMANDS if each.startswith(("python -m trainers.suggest", "python -m trainers.compare"))],
+)
+def test_commands_beside_training_parse(command: str) -> None:
+    _, _, module, *arguments = shlex.split(command)
+    import_module(module).parser().parse_args(arguments)
+
+
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("prefdata ")])
 def test_prefdata_commands_parse(command: str) -> None:
     from prefdata import cli
