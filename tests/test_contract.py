@@ -46,11 +46,11 @@ def test_missing_columns_name_the_flow_and_what_can_be_trained_as_is(
     assert str(refused.value) == (
         "--loss dpo reads ref_chosen_logps and ref_rejected_logps, which data version v1 does not have.\n"
         "Add them:  python -m flows.add_reference v1\n"
-        "Or train v1 as it is with one of: orpo, reward, sft, simpo"
+        "Or train v1 as it is with one of: alphapo, cpo, orpo, reward, sft, simpo, slic"
     )
 
 
-@pytest.mark.parametrize("loss", ["orpo", "sft", "simpo"])
+@pytest.mark.parametrize("loss", ["alphapo", "cpo", "orpo", "sft", "simpo", "slic"])
 def test_losses_without_a_reference_need_none(plain: Version, loss: str) -> None:
     check(plain, parse(loss, None, ()))
 

@@ -35,6 +35,15 @@ LOSSES = pytest.mark.parametrize(
     "loss",
     sorted(name for name, one in OBJECTIVES.items() if one.batch.head == "logits" and "pairs" in one.batch.sides),
 )
+# what a row's loss owes to its own row alone: neither to the rows beside it nor to a mean over them
+ROWWISE = pytest.mark.parametrize(
+    "loss",
+    sorted(
+        name
+        for name, one in OBJECTIVES.items()
+        if one.batch.head == "logits" and "pairs" in one.batch.sides and not one.across_rows and not one.batch.pools
+    ),
+)
 # a whole run takes seconds, so of the losses on one contract one has it
 RUNS = pytest.mark.parametrize(
     "loss",
@@ -138,7 +147,7 @@ def test_sums_of_many_tokens_keep_their_digits() -> None:
 # -- the loss of a batch -----------------------------------------------------------------------------------------------
 
 
-@LOSSES
+@ROWWISE
 def test_padding_and_neighbours_change_no_row(version: Version, model: str, tmp_path: Path, loss: str) -> None:
     rows, net, task = rows_of(version, loss, tmp_path), models.load_model(model), task_of(loss)
     picked = [rows[place] for place in (0, 3, 61, 65)]
@@ -226,7 +235,7 @@ def gradients(version: Version, model: str, loss: str, folder: Path, *cuts: list
     return found
 
 
-@LOSSES
+@ROWWISE
 def test_how_a_step_is_cut_into_micro_batches_changes_nothing(
     uneven: Version, model: str, tmp_path: Path, loss: str
 ) -> None:

@@ -169,6 +169,30 @@ class PartialPair(ReferencedPair):
     ref_rejected_head: Tensor
 
 
+def mean_log_ratio(side: str) -> Pool:
+    """How far the policy has moved on one side of the pairs: sum of log-ratios, and of how many."""
+
+    def pool(batch: ReferencedPair) -> tuple[Tensor, Tensor]:
+        moved = getattr(batch, side).detach() - getattr(batch, f"ref_{side}")
+        return moved.sum(), _count(moved)
+
+    return pool
+
+
+@dataclass(frozen=True)
+class PairWithMeans(ReferencedPair):
+    """A ReferencedPair, and how far the policy has moved on either side: moving averages over the run."""
+
+    pools: ClassVar[Mapping[str, Pool]] = {
+        "chosen_mean": mean_log_ratio("chosen"),
+        "rejected_mean": mean_log_ratio("rejected"),
+    }
+    remembered = True
+
+    chosen_mean: Tensor  # (), nats
+    rejected_mean: Tensor  # (), nats
+
+
 @dataclass(frozen=True)
 class RewardPair(Batch):
     """The scores that a reward model gives two completions of one prompt, the better one called chosen."""
