@@ -12,7 +12,9 @@ from trainers import loop
 from trainers.data import collate
 from trainers.loss import parse
 from trainers.metrics import Tally, measure
-from trainers.objectives import Pair, ReferencedPair, find
+from trainers.objectives import Batch, Objective, Pair, ReferencedPair, find
+from trainers.objectives.batch import Judged, ReferencedRanked
+from trainers.objectives.knobs import resolve
 from trainers.task import Task
 
 # a = +2, -1, +1, -3 and b = -4, -2, +3, +1 nats, so d = 6, 1, -2, -4
@@ -26,8 +28,14 @@ MOVED = ReferencedPair(
 )
 
 
+def metrics(batch: Batch, loss: str, *settings: str) -> dict[str, float]:
+    """As logged with those knobs set."""
+    objective = find(loss)
+    return measure(batch, objective, resolve(loss, objective.knobs, settings)).means()
+
+
 def test_how_far_both_sides_moved_and_where_to() -> None:
-    means = measure(MOVED, find("dpo"), {"beta": 1.5}).means()
+    means = metrics(MOVED, "dpo", "beta=1.5")
     assert means["logratios/chosen"] == pytest.approx((2 - 1 + 1 - 3) / 4)
     assert means["logratios/rejected"] == pytest.approx((-4 - 2 + 3 + 1) / 4)
     assert means["logratios/chosen_per_token"] == pytest.approx((1 - 1 + 0.25 - 1) / 4)
@@ -40,22 +48,21 @@ def test_how_far_both_sides_moved_and_where_to() -> None:
 
 
 def test_saturation_is_that_of_the_scaled_margin() -> None:
-    means = measure(MOVED, find("dpo"), {"beta": 1.5}).means()  # margins 9, 1.5, -3, -6
+    means = metrics(MOVED, "dpo", "beta=1.5")  # margins 9, 1.5, -3, -6
     assert means["saturation/beyond_6"] == 0.25  # -6 is not beyond it
     assert means["saturation/weightless"] == 0.25  # sigmoid(-9) alone is below 0.01
     assert means["saturation/weight"] == pytest.approx(sum(1 / (1 + math.exp(m)) for m in (9, 1.5, -3, -6)) / 4)
-    assert not any(name.startswith("saturation/") for name in measure(MOVED, find("ipo"), {"tau": 0.1}).means())
+    assert not any(name.startswith("saturation/") for name in metrics(MOVED, "ipo", "tau=0.1"))
 
 
 def test_a_reward_order_that_the_likelihoods_contradict_is_counted() -> None:
     # rewards prefer chosen in rows 0 and 1; sums of log-probs in row 0; means per token (-2, -2.5), (-9, -3), (-.75, -1),
     # (-2.33, -1.5) in rows 0 and 2
-    means = measure(MOVED, find("dpo"), {"beta": 0.1}).means()
+    means = metrics(MOVED, "dpo", "beta=0.1")
     assert means["orders/disagree"] == 0.25
     assert means["orders/disagree_per_token"] == 0.5
     assert means["logps/margin_per_token"] == pytest.approx((0.5 - 6 + 0.25 - 7 / 3 + 1.5) / 4)
-    mean_reward = measure(Pair(*(getattr(MOVED, name) for name in PAIR)), find("simpo"), {"beta": 2.0, "gamma": 0.5})
-    assert mean_reward.means()["orders/disagree_per_token"] == 0
+    assert metrics(Pair(*(getattr(MOVED, name) for name in PAIR)), "simpo")["orders/disagree_per_token"] == 0
 
 
 PAIR = ("chosen", "rejected", "chosen_tokens", "rejected_tokens")
@@ -63,9 +70,48 @@ PAIR = ("chosen", "rejected", "chosen_tokens", "rejected_tokens")
 
 def test_nothing_moved_is_in_no_quadrant_and_no_disagreement() -> None:
     still = ReferencedPair(*(getattr(MOVED, name) for name in PAIR), MOVED.chosen, MOVED.rejected)
-    means = measure(still, find("dpo"), {"beta": 0.1}).means()
+    means = metrics(still, "dpo")
     assert all(value == 0 for name, value in means.items() if name.startswith(("quadrants/", "logratios/", "orders/")))
     assert means["saturation/weight"] == 0.5
+
+
+def test_metrics_of_a_ranking_are_those_of_its_ordered_pairs() -> None:
+    """Of the first group all three pairs are ordered, of the second one; what is absent counts nowhere."""
+    absent = 0.0
+    group = ReferencedRanked(
+        completion=torch.tensor([[-2.0, -6.0, -3.0], [-4.0, -1.0, absent]]).double(),
+        completion_tokens=torch.tensor([[2, 3, 1], [1, 1, 1]]),
+        score=torch.tensor([[3.0, 2.0, 1.0], [5.0, 7.0, 9.0]]).double(),
+        present=torch.tensor([[True, True, True], [True, True, False]]),
+        ref_completion=torch.tensor([[-3.0, -6.0, -2.0], [-4.0, -1.0, absent]]).double(),
+    )
+    objective = Objective("made up", lambda _: torch.zeros(2), ReferencedRanked, "none", "rows", 1e-6, None)
+    means = measure(group, objective, {"beta": 2.0}).means()
+    assert means["logps/accuracies"] == 1.0  # per token -1 > -2 > -3, and -1 > -4
+    assert means["nll_loss"] == pytest.approx((2 + 1) / (2 + 1))
+    assert means["logps/completion"] == pytest.approx(-16 / 5)
+    assert means["groups/size"] == 2.5
+    assert means["logratios/completion"] == 0.0  # +1, 0, -1 and twice 0
+    assert means["rewards/margins"] == pytest.approx(2 * (1 + 2 + 1 + 0) / 4)
+    assert means["rewards/accuracies"] == 0.75
+    assert means["rewards/ties"] == 0.25
+
+
+def test_judged_rows_are_told_by_class() -> None:
+    judged = Judged(
+        completion=torch.tensor([-4.0, -9.0, -3.0]).double(),
+        completion_tokens=torch.tensor([2, 3, 1]),
+        ref_completion=torch.tensor([-6.0, -3.0, -3.0]).double(),
+        label=torch.tensor([True, False, True]),
+        weight=torch.ones(3),
+    )
+    means = metrics(judged, "apo_zero_unpaired", "beta=0.5")
+    assert means["logratios/chosen"] == 1.0
+    assert means["logratios/rejected"] == -6.0
+    assert means["logratios/chosen_per_token"] == 0.5
+    assert means["logratios/rejected_per_token"] == -2.0
+    assert means["rewards/margins"] == pytest.approx(0.5 * 7)
+    assert means["logps/chosen_per_token"] == pytest.approx(-7 / 3)
 
 
 def test_a_tally_joins_extremes_and_tails_as_if_all_had_come_at_once() -> None:

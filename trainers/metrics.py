@@ -5,6 +5,7 @@ processes and a held-out split are right whatever their sizes; extremes and quan
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from trainers import diagnostics
 from trainers.objectives import Batch, Demonstration, Objective, Pair, ReferencedPair
-from trainers.objectives.batch import Judged, RewardPair
+from trainers.objectives.batch import Judged, Ranked, ReferencedRanked, RewardPair
 from trainers.precision import widest
+
+Named = Iterator[tuple[str, Tensor, float | Tensor]]  # a metric, its values, and the count that their sum is taken over
 
 
 class Tally:
@@ -81,20 +84,20 @@ def measure(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Tal
     """The metrics that a micro-batch's sums of log-probs give."""
     rows, tails = list(_rows(batch, objective, knobs)), list(diagnostics.tails(batch))
     dtype = widest(rows[0][1].device)
-    sums = torch.stack([values.sum(dtype=dtype) for _, values, _ in rows])
+    sums = [values.sum(dtype=dtype) for _, values, _ in rows]
+    counts = [count.to(dtype) for _, _, count in rows if isinstance(count, Tensor)]
     # one transfer from the device for all of them
-    found = torch.cat([sums, *(values.to(dtype) for _, values in tails)]).tolist()
+    found = iter(torch.cat([torch.stack(sums + counts), *(values.to(dtype) for _, values in tails)]).tolist())
+    totals = [next(found) for _ in rows]
     tally = Tally()
-    for (name, _, count), total in zip(rows, found, strict=False):
-        tally.add(name, total, count)
-    start = len(rows)
+    for (name, _, count), total in zip(rows, totals, strict=True):
+        tally.add(name, total, next(found) if isinstance(count, Tensor) else count)
     for name, values in tails:
-        tally.sample(name, found[start : start + len(values)])
-        start += len(values)
+        tally.sample(name, islice(found, len(values)))
     return tally
 
 
-def _rows(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, float]]:
+def _rows(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Named:
     if isinstance(batch, Pair):
         yield from _pairs(batch, knobs)
     elif isinstance(batch, RewardPair):
@@ -106,8 +109,10 @@ def _rows(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Itera
         yield "rewards/ties", batch.chosen == batch.rejected, rows
     elif isinstance(batch, Judged):
         yield from _judged(batch, knobs)
+    elif isinstance(batch, Ranked):
+        yield from _ranked(batch, knobs)
     elif isinstance(batch, Demonstration):
-        tokens = float(batch.completion_tokens.sum())
+        tokens = batch.completion_tokens.sum()
         yield "nll_loss", -batch.completion, tokens
         yield "logps/completion", batch.completion, len(batch.completion)
     if objective.diagnostics is not None:
@@ -115,15 +120,15 @@ def _rows(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Itera
             yield name, values, len(values)
 
 
-def _pairs(pair: Pair, knobs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, float]]:
+def _pairs(pair: Pair, knobs: Mapping[str, Any]) -> Named:
     rows = len(pair.chosen)
     chosen_mean, rejected_mean = pair.chosen / pair.chosen_tokens, pair.rejected / pair.rejected_tokens
     yield "logps/chosen", pair.chosen, rows
     yield "logps/rejected", pair.rejected, rows
-    yield "logps/chosen_per_token", pair.chosen, float(pair.chosen_tokens.sum())
-    yield "logps/rejected_per_token", pair.rejected, float(pair.rejected_tokens.sum())
+    yield "logps/chosen_per_token", pair.chosen, pair.chosen_tokens.sum()
+    yield "logps/rejected_per_token", pair.rejected, pair.rejected_tokens.sum()
     yield "logps/accuracies", chosen_mean > rejected_mean, rows
-    yield "nll_loss", -pair.chosen, float(pair.chosen_tokens.sum())
+    yield "nll_loss", -pair.chosen, pair.chosen_tokens.sum()
     chosen, rejected = rewards(pair, knobs)
     yield "rewards/chosen", chosen, rows
     yield "rewards/rejected", rejected, rows
@@ -134,18 +139,44 @@ def _pairs(pair: Pair, knobs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, 
         yield name, values, rows
 
 
-def _judged(batch: Judged, knobs: Mapping[str, Any]) -> Iterator[tuple[str, Tensor, float]]:
+def _judged(batch: Judged, knobs: Mapping[str, Any]) -> Named:
     """By class: chosen are the desirable rows, rejected the others, as TRL logs them. A class that is absent counts 0."""
     rows = len(batch.completion)
-    reward = float(knobs.get("beta", 1.0)) * (batch.completion - batch.ref_completion)
+    moved = batch.completion - batch.ref_completion
+    reward = float(knobs.get("beta", 1.0)) * moved
     for side, own in (("chosen", batch.label), ("rejected", ~batch.label)):
-        count, tokens = float(own.sum()), float((batch.completion_tokens * own).sum())
+        count, tokens = own.sum(), (batch.completion_tokens * own).sum()
         yield f"rewards/{side}", reward * own, count
         yield f"logps/{side}", batch.completion * own, count
         yield f"logps/{side}_per_token", batch.completion * own, tokens
+        yield f"logratios/{side}", moved * own, count
+        yield f"logratios/{side}_per_token", moved / batch.completion_tokens * own, count
         if side == "chosen":
             yield "nll_loss", -batch.completion * own, tokens
     yield "labels/desirable", batch.label, rows
+
+
+def _ranked(batch: Ranked, knobs: Mapping[str, Any]) -> Named:
+    """Of all pairs in a group whose scores differ; the likelihood is that of each group's best."""
+    there, rows = batch.present, len(batch.completion)
+    better = (batch.score[:, :, None] > batch.score[:, None, :]) & there[:, :, None] & there[:, None, :]
+    pairs = better.sum()
+
+    def apart(values: Tensor) -> Tensor:
+        return values[:, :, None] - values[:, None, :]
+
+    best = batch.score.masked_fill(~there, -torch.inf).argmax(dim=1, keepdim=True)
+    yield "nll_loss", -batch.completion.gather(1, best), batch.completion_tokens.gather(1, best).sum()
+    yield "logps/completion", batch.completion * there, there.sum()
+    yield "logps/accuracies", (apart(batch.completion / batch.completion_tokens) > 0) & better, pairs
+    yield "groups/size", there, rows
+    if isinstance(batch, ReferencedRanked):
+        moved = batch.completion - batch.ref_completion
+        margins = float(knobs.get("beta", 1.0)) * apart(moved)
+        yield "logratios/completion", moved * there, there.sum()
+        yield "rewards/margins", margins * better, pairs
+        yield "rewards/accuracies", (margins > 0) & better, pairs
+        yield "rewards/ties", (margins == 0) & better, pairs
 
 
 def rewards(pair: Pair, knobs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
