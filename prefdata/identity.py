@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from prefdata.records import Messages
 
 
@@ -80,8 +82,16 @@ def prompt_row_id(prompt: Messages, tools: str | None = None) -> str:
 
 
 def tokens_id(prompt_ids: Iterable[int], completion_ids: Iterable[int]) -> str:
-    """Names a completion of a prompt by its exact tokens; a cut answer and a finished one differ."""
-    return digest({"prompt": [int(i) for i in prompt_ids], "completion": [int(i) for i in completion_ids]})
+    """Names a completion of a prompt by its exact tokens; a cut answer and a finished one differ.
+
+    sha256 hex of the prompt's length and both lists, little-endian: these are hashed by the million.
+    """
+    prompt, completion = _int32(prompt_ids), _int32(completion_ids)
+    return hashlib.sha256(len(prompt).to_bytes(8, "little") + prompt.tobytes() + completion.tobytes()).hexdigest()
+
+
+def _int32(ids: Iterable[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
+    return np.asarray(ids if isinstance(ids, np.ndarray | list | tuple) else [*ids], dtype="<i4")
 
 
 def _turns(messages: Messages) -> list[dict[str, str]]:
