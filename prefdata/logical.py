@@ -6,6 +6,8 @@ scores), not how rows are cut into files. It is the sum modulo 2**256 of one sha
 
 import hashlib
 from collections.abc import Container, Iterator
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -104,12 +106,10 @@ def _list_bytes(column: pa.ChunkedArray) -> list[bytes]:
     """One byte string per row, its length first; None differs from empty."""
     found = []
     for chunk in column.chunks:
-        values = chunk.values.to_numpy(zero_copy_only=False)
-        offsets = chunk.offsets.to_numpy()
-        valid = chunk.is_valid().to_pylist()
-        for number, ok in enumerate(valid):
-            part = np.ascontiguousarray(values[offsets[number] : offsets[number + 1]])
-            found.append(len(part).to_bytes(4, "big") + part.tobytes() if ok else b"none")
+        values: Any = np.ascontiguousarray(chunk.values.to_numpy(zero_copy_only=False))
+        raw, size = memoryview(values).cast("B"), values.itemsize
+        for (start, end), ok in zip(pairwise(chunk.offsets.to_pylist()), chunk.is_valid().to_pylist(), strict=True):
+            found.append((end - start).to_bytes(4, "big") + raw[start * size : end * size] if ok else b"none")
     return found
 
 

@@ -15,6 +15,7 @@ class ClearPairs(PairsJob):
 
     name = "build-paired"
     kinds = (pairs.KIND,)
+    brings_logps = True
     judged_by = ("row_id", "margin", "preference")
 
     @property
@@ -25,7 +26,7 @@ class ClearPairs(PairsJob):
     def units(self) -> Iterator[tuple[str, pa.Table]]:
         """Runs of the parent's rows."""
         for split in self.parent.splits:
-            for rows in self.parent.batches(split, rows=self.options.unit_rows):
+            for rows in self.parent.batches(split, rows=self.run_rows):
                 kept = self._judged(rows)["reason"].is_null()
                 if kept.any():
                     yield split, _with_selected(rows.filter(pa.array(kept)))

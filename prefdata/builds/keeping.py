@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from prefdata import logical, versions
 from prefdata.builds import finish, ledger, scoring
-from prefdata.builds.selecting import STAGE, Selecting, chunks, finite
+from prefdata.builds.selecting import STAGE, Selecting, chunks, finite, merged
 from prefdata.versions import Version
 from schemas import completions
 
@@ -29,6 +29,7 @@ class CompletionsJob(Selecting):
     """Publishes completions of the parent, unchanged but for columns that the selection adds."""
 
     kinds = (completions.KIND,)
+    brings_logps = True
 
     def select(self, split: str) -> Kept:
         """What is kept of a split."""
@@ -46,7 +47,7 @@ class CompletionsJob(Selecting):
     def units(self) -> Iterator[tuple[str, pa.Table]]:
         """Runs of completions."""
         for split in self.parent.splits:
-            for chunk in chunks(self.selected[split].rows, self.options.unit_rows):
+            for chunk in chunks(self.selected[split].rows, self.run_rows):
                 yield split, _with_columns(self.by_id.take(chunk["row_id"]), chunk)
 
     def known(self, rows: pa.Table) -> pa.Table | None:
@@ -65,8 +66,9 @@ class CompletionsJob(Selecting):
                 failed += scored.filter(pa.array(~fine))["row_id"].to_pylist()
                 staging.add(split, scored.filter(pa.array(fine)).select(schema.names))
             for split in self.parent.splits:
-                for entry in self.parent.files(split):
-                    staging.ledger(self._lines(split, self.parent.read(entry, ["row_id"]), failed))
+                read = (self.parent.read(entry, ["row_id"]) for entry in self.parent.files(split))
+                for rows in merged(read):
+                    staging.ledger(self._lines(split, rows, failed))
             return finish.publish(staging, STAGES, self.fields(completions.KIND), self.told())
 
     def _lines(self, split: str, rows: pa.Table, failed: list[str]) -> pa.Table:

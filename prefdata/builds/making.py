@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from prefdata import versions
 from prefdata.builds import finish, ledger, scoring
-from prefdata.builds.selecting import STAGE, Selecting, finite
+from prefdata.builds.selecting import STAGE, Selecting, finite, merged
 from prefdata.versions import Version
 
 STAGES = (STAGE, scoring.NAME, "publish")
@@ -64,10 +64,13 @@ class MakingJob(Selecting):
                 staging.ledger(lines)
             return finish.publish(staging, STAGES, self.fields(self.makes), self.told())
 
+    def parents_rows(self, split: str) -> Iterator[pa.Table]:
+        """Of the parent's rows, in order, the columns that `aside` looks at."""
+        return merged(self.parent.read(entry, self.judged_by) for entry in self.parent.files(split))
+
     def _ledger(self, made: pl.DataFrame, failed: pl.DataFrame) -> Iterator[pa.Table]:
         for split in self.parent.splits:
-            for entry in self.parent.files(split):
-                rows = self.parent.read(entry, self.judged_by)
+            for rows in self.parents_rows(split):
                 own = pl.DataFrame({"row_id": rows["row_id"]})
                 told = self.aside(split, rows).select("row_id", pl.lit(STAGE).alias("stage"), "reason", "detail")
                 why = pl.concat([failed, told]).join(own, on="row_id", how="semi", maintain_order="left")

@@ -10,10 +10,12 @@ import pyarrow as pa
 
 from prefdata import logical
 from prefdata.builds.making import MakingJob
-from prefdata.builds.selecting import chunks
+from prefdata.builds.selecting import LOOKED_UP_ROWS, chunks
 from prefdata.select.paired import Selected
 from prefdata.select.pairing import joined
 from schemas import pairs
+
+Margins = dict[str, np.ndarray[Any, Any]]  # of score and of the reference, NaN where there is none
 
 
 class PairsJob(MakingJob):
@@ -34,14 +36,19 @@ class PairsJob(MakingJob):
 
     def _bands(self) -> Iterator[dict[str, np.ndarray[Any, Any]]]:
         """Of every unit, its rows' bands of difficulty; the bounds are quantiles over all rows."""
-        units = [_margins(self.scored(rows)) for _, rows in self.units()]
+        units = [*self.margins()]
         found = {name: _ranks([unit[name] for unit in units], self.options.bands) for name in ("score", "reference")}
         return ({name: bands[number] for name, bands in found.items()} for number in range(len(units)))
+
+    def margins(self) -> Iterator[Margins]:
+        """Of every unit; they are looked at before any row is published."""
+        return (_margins(self.scored(rows)) for _, rows in self.units())
 
 
 class PairsOfCompletions(PairsJob):
     """Pairs of which each side is a completion of the parent."""
 
+    brings_logps = True
     method: str  # what rows call the way in which they came about
 
     def select(self, split: str) -> Selected:
@@ -56,9 +63,24 @@ class PairsOfCompletions(PairsJob):
     def units(self) -> Iterator[tuple[str, pa.Table]]:
         """Runs of pairs in the order of the parent's prompts."""
         for split in self.parent.splits:
-            for chunk in chunks(self.selected[split].pairs, self.options.unit_rows):
-                chosen, rejected = (self.by_id.take(chunk[side]) for side in ("chosen", "rejected"))
-                yield split, joined(chosen, rejected, chunk.to_arrow(), self.method)
+            for chunk in chunks(self.selected[split].pairs, self.run_rows):
+                both = self.by_id.take(pl.concat([chunk["chosen"], chunk["rejected"]]))  # each file is read once
+                chosen, rejected = both.slice(0, chunk.height), both.slice(chunk.height)
+                yield split, joined(chosen, rejected, chunk.to_arrow(), self.method, referenced=self.carried)
+
+    def margins(self) -> Iterator[Margins]:
+        """Without the rows, where the log-probs are the parent's."""
+        if not self.carried:
+            yield from super().margins()
+            return
+        for split in self.parent.splits:
+            sums = self.answers(split).select("row_id", "reference")
+            for chunk in chunks(self.selected[split].pairs, self.run_rows):
+                chosen, rejected = (
+                    chunk.select(row_id=side).join(sums, on="row_id", how="left", maintain_order="left")["reference"]
+                    for side in ("chosen", "rejected")
+                )
+                yield {"score": chunk["margin"].to_numpy(), "reference": (chosen - rejected).to_numpy()}
 
     def known(self, rows: pa.Table) -> pa.Table | None:
         """The completions, if their log-probs are stored."""
@@ -66,6 +88,10 @@ class PairsOfCompletions(PairsJob):
             return None
         ids = [*rows["chosen_row_id"].to_pylist(), *rows["rejected_row_id"].to_pylist()]
         return self.by_id.take(list(dict.fromkeys(ids)))
+
+    def parents_rows(self, split: str) -> Iterator[pa.Table]:
+        """Their ids, which are known by now."""
+        return (chunk.to_arrow() for chunk in chunks(self.answers(split).select("row_id"), LOOKED_UP_ROWS))
 
     def parents_of(self, rows: pa.Table) -> pl.DataFrame:
         """Both sides."""
@@ -86,7 +112,7 @@ def _banded(rows: pa.Table, bands: dict[str, np.ndarray[Any, Any]]) -> pa.Table:
     return rows
 
 
-def _margins(rows: pa.Table) -> dict[str, np.ndarray[Any, Any]]:
+def _margins(rows: pa.Table) -> Margins:
     """Of every row its margin of score and of the reference; NaN where it has none."""
     score = rows["margin"].to_numpy(zero_copy_only=False) if rows["margin"].null_count < len(rows) else None
     chosen, rejected = (rows[f"ref_{side}_logps"].to_numpy().astype(np.float64) for side in ("chosen", "rejected"))

@@ -1,20 +1,20 @@
 """What builds that select among completions share: the parent's answers, the reference, units of what was selected."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 
-from prefdata import versions
+from prefdata import logical, versions
 from prefdata.builds import scoring
 from prefdata.builds.by_id import RowsById
 from prefdata.builds.inputs import reference_model, same_reference
 from prefdata.builds.job import build_key
 from prefdata.builds.options import as_config, check
 from prefdata.errors import UserError
-from prefdata.select.answers import COLUMNS, answers
+from prefdata.select.answers import COLUMNS, REFERENCE, answers
 from prefdata.versions import Version
 from prefdata.work import Work
 
@@ -22,6 +22,8 @@ STAGE = "select"
 # options that change no result
 LAYOUT = ("unit_rows",)
 SHORT_DIGEST = 12
+CARRIED_ROWS = 32768
+LOOKED_UP_ROWS = 1 << 19
 
 
 class Selecting:
@@ -29,6 +31,7 @@ class Selecting:
 
     name: str
     kinds: tuple[str, ...]
+    brings_logps = False  # whether its units bring along the log-probs that the parent's rows have
 
     def __init__(self, options: Any, root: str | None = None) -> None:
         check(options)
@@ -40,6 +43,7 @@ class Selecting:
         self.notices = [f"reading {self.parent.name} at {self.parent.url}"]
         self.rows: int | None = sum(self.parent.manifest["counts"]["rows"].values())
         self.already: Version | None = None
+        self._answers: dict[str, pl.DataFrame] = {}
         self.reference, loading = reference_model(
             self.parent, options.reference, dtype=options.dtype, trust_remote_code=options.trust_remote_code
         )
@@ -49,8 +53,20 @@ class Selecting:
         self.scoring = scoring.ReferenceStage(self._scoring_batches, self.reference, loading)
 
     def stages(self) -> Iterator[Any]:
-        """Scoring by the reference is all that takes long."""
-        yield self.scoring
+        """Scoring by the reference, unless all log-probs come with the rows."""
+        if not self.carried:
+            yield self.scoring
+
+    @cached_property
+    def carried(self) -> bool:
+        """Whether every row of the parent has its log-probs by this reference, so that rows bring them along."""
+        stored = logical.REFERENCE[self.parent.kind].names
+        return self.brings_logps and self._same_reference and not set(stored) - set(self.parent.columns())
+
+    @property
+    def run_rows(self) -> int:
+        """Rows of a unit; where no model is run they are large, since nothing is lost with one."""
+        return CARRIED_ROWS if self.carried else int(self.options.unit_rows)
 
     @cached_property
     def by_id(self) -> RowsById:
@@ -61,8 +77,10 @@ class Selecting:
         """The lines of a split's completions, in the parent's order. UserError if none has a score."""
         if "score" not in self.parent.columns():
             raise unscored(self.parent)
-        wanted = [*COLUMNS, *(["generator"] if "generator" in self.parent.columns() else [])]
-        return answers(self.parent.read(entry, wanted) for entry in self.parent.files(split))
+        if split not in self._answers:
+            wanted = [*COLUMNS, *({"generator", REFERENCE} & set(self.parent.columns()))]
+            self._answers[split] = answers(self.parent.read(entry, wanted) for entry in self.parent.files(split))
+        return self._answers[split]
 
     def units(self) -> Iterator[tuple[str, pa.Table]]:
         """Runs of new rows by split, without reference columns; the same whenever it is asked."""
@@ -70,7 +88,7 @@ class Selecting:
 
     def scored(self, rows: pa.Table) -> pa.Table:
         """A unit's rows with their reference columns, once it is scored."""
-        return scoring.attached(self.scoring, rows, self.work)
+        return rows if self.carried else scoring.attached(self.scoring, rows, self.work)
 
     def known(self, rows: pa.Table) -> pa.Table | None:
         """Rows of the parent whose stored log-probs may serve for these."""
@@ -108,6 +126,18 @@ def model_label(entry: dict[str, Any]) -> str:
 def chunks(table: pl.DataFrame, rows: int) -> Iterator[pl.DataFrame]:
     """Runs of at most so many rows."""
     return (table.slice(start, rows) for start in range(0, table.height, rows))
+
+
+def merged(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The tables joined to larger ones, since each is looked up among all that was made."""
+    held: list[pa.Table] = []
+    for table in tables:
+        held.append(table)
+        if sum(each.num_rows for each in held) >= LOOKED_UP_ROWS:
+            yield pa.concat_tables(held)
+            held = []
+    if held:
+        yield pa.concat_tables(held)
 
 
 def finite(rows: pa.Table, kind: str) -> pl.Series:

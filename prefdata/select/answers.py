@@ -7,6 +7,7 @@ tokens     its scored tokens
 answer     names its exact tokens: equal answers of a prompt share it
 greedy     whether it is the prompt's greedy completion
 generator  the model that wrote it, as its row names it; null: unknown
+reference  nats, its log-prob under the reference; null: not stored
 """
 
 import hashlib
@@ -19,6 +20,7 @@ import polars as pl
 import pyarrow as pa
 
 COLUMNS = ("row_id", "prompt_id", "score", "completion_tokens", "completion_ids", "method")
+REFERENCE = "ref_completion_logps"  # read where it is stored, as generator is
 GREEDY = "greedy"
 
 SCHEMA = {
@@ -29,6 +31,7 @@ SCHEMA = {
     "answer": pl.Binary,
     "greedy": pl.Boolean,
     "generator": pl.String,
+    "reference": pl.Float64,
 }
 
 
@@ -52,6 +55,7 @@ def _lines(table: pa.Table) -> pl.DataFrame:
             "answer": token_keys(table["completion_ids"]),
             "greedy": pl.Series(table["method"]) == GREEDY,
             "generator": table["generator"] if "generator" in table.column_names else nulls(pa.string()),
+            "reference": table[REFERENCE] if REFERENCE in table.column_names else nulls(pa.float64()),
         },
         schema=SCHEMA,
     )

@@ -2,16 +2,14 @@
 calls this has made sure of by their ids.
 """
 
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from prefdata.identity import pair_row_id
-from prefdata.records import Message
+from prefdata import canonical
 from schemas import pairs
 
 GENERATED = ("sampled", "greedy")  # methods whose ids rule, where others' text does
@@ -26,28 +24,34 @@ _SIDE = {
     "{}_method": "method",
     "{}_generator": "generator",
 }
+_REFERENCE = {"ref_{}_token_logps": "ref_completion_token_logps", "ref_{}_logps": "ref_completion_logps"}
 SCHEMA = pa.unify_schemas([pairs.BASE, pairs.SELECTED])
 
 
-def joined(chosen: pa.Table, rejected: pa.Table, scores: pa.Table, method: str) -> pa.Table:
+def joined(
+    chosen: pa.Table, rejected: pa.Table, scores: pa.Table, method: str, *, referenced: bool = False
+) -> pa.Table:
     """Rows of pairs from completions of equal prompts, place by place.
 
     scores: chosen_score, rejected_score, margin; columns that a side does not have are null.
+    referenced: with the log-probs that the completions have.
     """
+    schema = pa.unify_schemas([SCHEMA, pairs.REFERENCE]) if referenced else SCHEMA
+    of_side = {**_SIDE, **(_REFERENCE if referenced else {})}
     columns: dict[str, Any] = {name: chosen[name] for name in _SHARED if name in chosen.column_names}
     for side, table in (("chosen", chosen), ("rejected", rejected)):
-        for name, source in _SIDE.items():
+        for name, source in of_side.items():
             if source in table.column_names:
                 columns[name.format(side)] = table[source]
     columns |= {name: scores[name] for name in ("chosen_score", "rejected_score", "margin")}
     columns["chosen_content_start"] = chosen["completion_content_start"]
     columns["shared_prefix"] = pa.array(_shared(chosen["completion_ids"], rejected["completion_ids"]), pa.int32())
     columns["method"] = pa.array([method] * len(chosen), pa.string())
-    columns["row_id"] = pa.array(_row_ids(chosen, rejected), pa.string())
+    columns["row_id"] = pa.array(row_ids(chosen, rejected), pa.string())
     count = chosen.num_rows
-    arrays = [columns.get(field.name, pa.nulls(count, field.type)) for field in SCHEMA]
+    arrays = [columns.get(field.name, pa.nulls(count, field.type)) for field in schema]
     return pa.Table.from_arrays(
-        [_plain(array).cast(field.type) for array, field in zip(arrays, SCHEMA, strict=True)], schema=SCHEMA
+        [_plain(array).cast(field.type) for array, field in zip(arrays, schema, strict=True)], schema=schema
     )
 
 
@@ -55,22 +59,25 @@ def _plain(column: Any) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def _row_ids(chosen: pa.Table, rejected: pa.Table) -> list[str]:
-    prompts = [_turns(turns) for turns in chosen["prompt"].to_pylist()]
-    sides = [_stated(table) for table in (chosen, rejected)]
-    tools = chosen["tools"].to_pylist()
-    return [pair_row_id(*row) for row in zip(prompts, *sides, tools, strict=True)]
+def row_ids(chosen: pa.Table, rejected: pa.Table) -> list[str]:
+    """`identity.pair_row_id` of every row."""
+    parts = {
+        "kind": pl.repeat(f'"{pairs.KIND}"', chosen.num_rows, eager=True),
+        "prompt": canonical.turns(canonical.series(chosen["prompt"])),
+        "chosen": _stated(chosen),
+        "rejected": _stated(rejected),
+        "tools": canonical.texts(canonical.series(chosen["tools"])),
+    }
+    return canonical.digests(canonical.objects(parts))
 
 
-def _stated(table: pa.Table) -> list[Any]:
+def _stated(table: pa.Table) -> pl.Series:
     """What names each completion: its messages, or its token ids where a model wrote it here."""
-    generated = pc.is_in(table["method"], pa.array(GENERATED)).to_pylist()
-    ids, turns = table["completion_ids"].to_pylist(), table["completion"].to_pylist()
-    return [own if by_ids else _turns(text) for by_ids, own, text in zip(generated, ids, turns, strict=True)]
-
-
-def _turns(turns: Sequence[dict[str, Any]]) -> tuple[Message, ...]:
-    return tuple(Message.from_mapping(turn) for turn in turns)
+    generated = canonical.series(table["method"]).is_in(GENERATED).fill_null(False)
+    by_ids = canonical.whole_numbers(canonical.series(table["completion_ids"]))
+    if generated.all():
+        return by_ids
+    return by_ids.zip_with(generated, canonical.turns(canonical.series(table["completion"])))
 
 
 def _shared(one: pa.ChunkedArray, other: pa.ChunkedArray) -> list[int]:
