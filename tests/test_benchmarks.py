@@ -112,3 +112,20 @@ def test_flow_overhead_runs() -> None:
     assert ended.returncode == 0, ended.stderr
     assert "| ratio within a pair |" in ended.stdout
     assert "start-up, apart" in ended.stdout
+
+
+def test_selection_runs_and_both_sides_make_the_same_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import polars as pl
+
+    from benchmarks import made_completions, selection
+
+    root = tmp_path / "data"
+    made_completions.publish(root, 2_000, made_completions.save_model(tmp_path / "model"))
+    selection.ours(root, keep=True)
+    selection.by_hand(root, tmp_path / "pairs.parquet")
+    mine = pl.read_parquet(str(root / "v2" / "train" / "*.parquet")).sort("prompt_id")
+    theirs = pl.read_parquet(tmp_path / "pairs.parquet").sort("prompt_id")
+    for name in ("prompt_id", "margin", "chosen_score", "rejected_score"):
+        assert mine[name].to_list() == theirs[name].to_list()
+    assert selection.main(["--rows", "400", "--pairs", "1"]) == 0
+    assert "share of polars'" in capsys.readouterr().out

@@ -100,6 +100,17 @@ def test_the_same_build_again_does_nothing_and_shards_change_nothing(world: Scor
     assert small.logical_hash == first.logical_hash
 
 
+@pytest.mark.parametrize("rule", ["max_min", "every"])
+def test_log_probs_that_come_along_are_those_that_are_scored(world: ScoredWorld, tmp_path: Path, rule: str) -> None:
+    own = make_world(tmp_path, reference=True)
+    brought, scored = (built(each, rule=rule, pairs_per_prompt=3).table("train") for each in (own, world))
+    drop = ["ref_chosen_token_logps", "ref_rejected_token_logps", "ref_chosen_logps", "ref_rejected_logps"]
+    assert brought.drop(drop).equals(scored.drop(drop))
+    for name in drop[2:]:
+        np.testing.assert_allclose(brought[name], scored[name], atol=1e-4)
+    assert [len(row) for row in brought[drop[0]].to_pylist()] == [len(row) for row in brought["chosen_ids"].to_pylist()]
+
+
 def test_bands_are_equal_parts_by_falling_margin(world: ScoredWorld) -> None:
     version = built(world, rule="every", pairs_per_prompt=9, bands=3)
     rows = pl.concat([pl.DataFrame(version.table(split)) for split in version.splits])

@@ -30,6 +30,7 @@ def table(rows: list[Answer]) -> pl.DataFrame:
             "answer": [bytes([tokens]) for _, _, tokens in rows],
             "greedy": [False] * len(rows),
             "generator": [None] * len(rows),
+            "reference": [None] * len(rows),
         },
         schema=SCHEMA,
     )

@@ -43,7 +43,7 @@ class Selecting:
         self.notices = [f"reading {self.parent.name} at {self.parent.url}"]
         self.rows: int | None = sum(self.parent.manifest["counts"]["rows"].values())
         self.already: Version | None = None
-        self._answers: dict[str, pl.DataFrame] = {}
+        self._lines_by_split: dict[str, pl.DataFrame] = {}
         self.reference, loading = reference_model(
             self.parent, options.reference, dtype=options.dtype, trust_remote_code=options.trust_remote_code
         )
@@ -77,10 +77,10 @@ class Selecting:
         """The lines of a split's completions, in the parent's order. UserError if none has a score."""
         if "score" not in self.parent.columns():
             raise unscored(self.parent)
-        if split not in self._answers:
+        if split not in self._lines_by_split:
             wanted = [*COLUMNS, *({"generator", REFERENCE} & set(self.parent.columns()))]
-            self._answers[split] = answers(self.parent.read(entry, wanted) for entry in self.parent.files(split))
-        return self._answers[split]
+            self._lines_by_split[split] = answers(self.parent.read(entry, wanted) for entry in self.parent.files(split))
+        return self._lines_by_split[split]
 
     def units(self) -> Iterator[tuple[str, pa.Table]]:
         """Runs of new rows by split, without reference columns; the same whenever it is asked."""
