@@ -127,5 +127,5 @@ def test_selection_runs_and_both_sides_make_the_same_pairs(tmp_path: Path, capsy
     theirs = pl.read_parquet(tmp_path / "pairs.parquet").sort("prompt_id")
     for name in ("prompt_id", "margin", "chosen_score", "rejected_score"):
         assert mine[name].to_list() == theirs[name].to_list()
-    assert selection.main(["--rows", "400", "--pairs", "1"]) == 0
-    assert "share of polars'" in capsys.readouterr().out
+    selection._tell([Pair(taken(2), taken(1), True)], 2_000)
+    assert "share of polars': 0.50" in capsys.readouterr().out
