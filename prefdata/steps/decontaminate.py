@@ -22,6 +22,7 @@ from prefdata.steps.words import ngrams, normal, words
 RUN = 8  # words
 SHARE = 0.5
 _LEAST_WORDS = 4  # of a turn that is an evaluation's prompt by itself: "Why?" is part of many conversations
+_WORD_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -85,8 +86,9 @@ def _evaluated(evaluations: Sequence[Evaluation], run: int) -> _Evaluated:
         for number, prompt in enumerate(each.prompts)
     ]
     phrases: dict[bytes, str] = {}
-    for part in ([prompt[0] for _, prompt in asked], [" ".join(prompt) for _, prompt in asked]):
-        for (where, _), phrase in zip(asked, _each(words(part)), strict=True):
+    spelled = [_each(words(prompt)) for _, prompt in asked]
+    for part in ([turns[0] for turns in spelled], [b"".join(turns) for turns in spelled]):
+        for (where, _), phrase in zip(asked, part, strict=True):
             phrases.setdefault(phrase, where)
     phrases.pop(b"", None)
     texts = [(where, text) for where, prompt in asked for text in prompt]
@@ -108,16 +110,13 @@ def _runs(texts: Sequence[str], run: int) -> Ragged:
 
 def _phrases(prompts: Sequence[Sequence[str]]) -> list[list[bytes]]:
     """Of each prompt, all its texts together and those long enough to be looked at alone, as words."""
-    whole = _each(words([" ".join(texts) for texts in prompts]))
-    turns = words(list(chain.from_iterable(prompts)))
-    alone = [
-        phrase if length >= _LEAST_WORDS else b"" for phrase, length in zip(_each(turns), turns.lengths, strict=True)
-    ]
+    turns = _each(words(list(chain.from_iterable(prompts))))
     ends = np.cumsum([len(texts) for texts in prompts]).tolist()
-    return [[phrase, *alone[start:end]] for phrase, start, end in zip(whole, [0, *ends], ends, strict=False)]
+    each = [turns[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+    return [[b"".join(said), *(turn for turn in said if len(turn) >= _LEAST_WORDS * _WORD_BYTES)] for said in each]
 
 
 def _each(words: Ragged) -> list[bytes]:
     """The words of each text, as one key."""
-    data, ends = words.values.tobytes(), (words.ends * 8).tolist()
+    data, ends = words.values.tobytes(), (words.ends * _WORD_BYTES).tolist()
     return [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]

@@ -70,7 +70,7 @@ def _alike(sketches: Sequence[Sketches], keys: Hashes, labels: Places, least: in
     found: list[tuple[Places, Places]] = []
     for _ in range(_TURNS):
         starts = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
-        sizes = np.diff([*starts, len(order)])
+        sizes = np.diff(starts, append=len(order))
         shared = np.repeat(sizes > 1, sizes)
         first = np.repeat(order[starts], sizes)[shared]
         order = order[shared]

@@ -96,7 +96,7 @@ def _words(texts: list[str], symbols: bool) -> tuple[Hashes, Any]:
     lengths = np.diff(np.searchsorted(inside[starts], bounds))
     if not len(starts):
         return np.zeros(0, np.uint64), lengths
-    sizes = np.diff([*starts, len(inside)])
+    sizes = np.diff(starts, append=len(inside))
     place = np.arange(len(inside)) - np.repeat(starts, sizes)
     with np.errstate(over="ignore"):
         powers = np.cumprod(np.full(sizes.max(), _BASE, np.uint64))
