@@ -60,6 +60,7 @@ REASONS: dict[str, str] = {
     "near_duplicate_row": "another row's prompt and answers are nearly the same, word by word, and stand for it",
     "contaminated": "the prompt is one of an evaluation that was named, or holds much of its wording",
     "near_test_prompt": "the prompt is nearly the same, word by word, as one that is held out for testing",
+    "tokens_not_from_text": "the row holds private data, and its tokens are not those of its text, so it can't be masked",
     "prompt_below_length": "the prompt has fewer tokens than were asked for",
     "prompt_above_length": "the prompt has more tokens than were asked for",
     "answer_below_length": "an answer has fewer tokens than were asked for",

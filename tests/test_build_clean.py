@@ -175,7 +175,7 @@ def test_all_steps_in_one_chain(make: Callable[[str], dict[str, Any]], root: str
     assert verify(version) == []
     assert version.schema.names == [*parent.schema.names, "private_data", "noise_hints"]
     stages = (
-        "lengths language contamination duplicates near_duplicates prompt_cap source_cap split private_data noise_hints"
+        "private_data lengths language contamination duplicates near_duplicates prompt_cap source_cap split noise_hints"
     )
     assert [stage["stage"] for stage in version.manifest["counts"]["stages"]] == [*stages.split(), "publish"]
     held = [row["private_data"] for split in version.splits for row in version.table(split).to_pylist()]

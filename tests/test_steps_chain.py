@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefdata.builds.clean import Options, steps
+from prefdata.builds.cleaning import Options, steps
 from prefdata.sources.evaluations import Evaluation
 from prefdata.steps import chain
 from prefdata.steps.batch import Batch

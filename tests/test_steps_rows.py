@@ -10,7 +10,7 @@ from prefdata.steps.caps import Cap
 from prefdata.steps.language import LANGUAGES, Language, identify
 from prefdata.steps.lengths import Bounds, Lengths
 from prefdata.steps.noise_hints import NoiseHints
-from prefdata.steps.private_data import PrivateData, kinds, mask
+from prefdata.steps.private_data import Flagged, kinds, mask
 from schemas import completions, pairs, prompts, unpaired
 from tests.test_steps_duplicates import QUICK, answered, asked, cleaned, completion, kept
 
@@ -168,7 +168,7 @@ def test_masking_leaves_nothing_to_mask(text: str) -> None:
 
 def test_rows_are_flagged_wherever_it_stands() -> None:
     rows = [completion(0, "x"), completion(1, "ab@cd.de"), completion(2, "x", "+49 30 1234567 and ab@cd.de")]
-    found = cleaned([PrivateData()], completions, rows)
+    found = cleaned([Flagged()], completions, rows)
     assert found.kept["private_data"].to_list() == [None, ["email"], ["email", "phone"]]
 
 

@@ -32,11 +32,19 @@ Turns = list[Turn]
 
 
 class Batch:
-    """Some rows of one kind, under the schema of a version, and the split that they stand in."""
+    """Some rows of one kind, under the schema of a version, and the split that they stand in.
 
-    def __init__(self, kind: str, split: str, rows: pa.Table) -> None:
-        self.kind, self.split, self.rows = kind, split, rows
+    before: of each row the one whose place it took (row_id), and what is said of that; None: they are as they were.
+    """
+
+    def __init__(self, kind: str, split: str, rows: pa.Table, before: pl.DataFrame | None = None) -> None:
+        self.kind, self.split, self.rows, self.before = kind, split, rows, before
         self.sides = SIDES[kind]
+
+    @property
+    def row_ids(self) -> pl.Series:
+        """What the ledger calls them."""
+        return pl.Series(self.rows["row_id"]) if self.before is None else self.before["row_id"]
 
     @cached_property
     def prompts(self) -> list[Turns]:

@@ -55,7 +55,10 @@ class Cleaned:
 def read(steps: Sequence[Step], batch: Batch) -> pl.DataFrame:
     """What all steps judge by, a line for each row."""
     rows = batch.rows
-    found: dict[str, Any] = {name: pl.Series(rows[name]) for name in ("row_id", "prompt_id", "source")}
+    found: dict[str, Any] = {
+        "row_id": batch.row_ids,
+        **{name: pl.Series(rows[name]) for name in ("prompt_id", "source")},
+    }
     found["split"] = pl.Series([batch.split] * rows.num_rows, dtype=pl.String)
     for step in steps:
         found |= step.read(batch)

@@ -11,7 +11,7 @@ from typing import Any
 import polars as pl
 
 from prefdata.steps.batch import Batch
-from prefdata.steps.chain import Verdict
+from prefdata.steps.chain import ASIDE, Verdict
 from schemas.cleaned import PRIVATE_DATA
 
 FLAG, MASK = "flag", "mask"
@@ -66,24 +66,54 @@ def mask(text: str) -> str:
     return text
 
 
-class PrivateData:
+def kinds_of(batch: Batch) -> pl.Series:
+    """The kinds in prompt and answers of each row; null: none."""
+    parts = [batch.prompts, *batch.answers.values()]
+    found = [
+        sorted({kind for turns in row for turn in turns for kind in kinds(turn.text)}) or None
+        for row in zip(*parts, strict=True)
+    ]
+    return pl.Series(found, dtype=pl.List(pl.String))
+
+
+class Flagged:
     """A column that says which kinds a row holds; null: none."""
 
     name = COLUMN
     reads: Any = COLUMN
 
     def read(self, batch: Batch) -> dict[str, pl.Series]:
-        """The kinds in prompt and answers."""
-        parts = [batch.prompts, *batch.answers.values()]
-        found = [
-            sorted({kind for turns in row for turn in turns for kind in kinds(turn.text)}) or None
-            for row in zip(*parts, strict=True)
-        ]
-        return {COLUMN: pl.Series(found, dtype=pl.List(pl.String))}
+        """The kinds."""
+        return {COLUMN: kinds_of(batch)}
 
     def judge(self, rows: pl.DataFrame) -> Verdict:
         """Nothing is set aside."""
         return Verdict(columns=rows.select("row_id", COLUMN))
+
+
+class Masked:
+    """Of rows that were masked before they came here, the column says which kinds; those that can't be are set aside.
+
+    So are those that are equal to another row now; a row of the test split stands before others, then the smallest id.
+    """
+
+    name = COLUMN
+    reads: Any = "masked"
+
+    def read(self, batch: Batch) -> dict[str, pl.Series]:
+        """What was said when they were masked, and what they are called now."""
+        assert batch.before is not None
+        said = {name: batch.before[name] for name in (COLUMN, "reason", "detail")}
+        return {**said, "masked_id": pl.Series(batch.rows["row_id"])}
+
+    def judge(self, rows: pl.DataFrame) -> Verdict:
+        """The column, and who goes."""
+        refused = pl.col("reason").is_not_null()
+        left = rows.filter(~refused).sort(pl.col("split") != "test", "row_id")
+        again = left.filter(~pl.col("masked_id").is_first_distinct()).select(
+            "row_id", reason=pl.lit("duplicate_row"), detail=pl.format("row {}, once masked", "masked_id")
+        )
+        return Verdict(pl.concat([rows.filter(refused).select(*ASIDE), again]), rows.select("row_id", COLUMN))
 
 
 def _found(kind: str, text: str) -> "list[re.Match[str]]":
