@@ -8,11 +8,27 @@ from torch import Tensor
 
 from trainers.objectives import Batch, ReferencedPair
 
+LARGEST_GROUP = 4
+
 
 def random_batch(kind: type[Batch], rows: int = 7, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> Any:
-    """Log-probs below 0, counts from 1, truth values of both kinds, chosen scored higher, pooled means without a row."""
+    """Log-probs below 0, counts from 1, truth values of both kinds, chosen scored higher, pooled means without a row.
+
+    Groups are of two to four completions with different scores.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return kind(**{field.name: _values(kind, field.name, rows, generator, dtype) for field in fields(kind)})
+    shape = (rows, LARGEST_GROUP) if kind.grouped else (rows,)
+    made = {field.name: _values(kind, field.name, shape, generator, dtype) for field in fields(kind)}
+    return kind(**_absent(made) if kind.grouped else made)
+
+
+def _absent(made: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The places of groups that have fewer than the most hold 0 nats and 1 token."""
+    rows, most = made["present"].shape
+    sizes = 2 + torch.arange(rows) % (most - 1)
+    present = torch.arange(most) < sizes[:, None]
+    made = {name: values * present for name, values in made.items()}
+    return made | {"present": present, "completion_tokens": made["completion_tokens"].clamp(min=1)}
 
 
 def random_pairs(**options: Any) -> ReferencedPair:
@@ -22,13 +38,17 @@ def random_pairs(**options: Any) -> ReferencedPair:
     return batch
 
 
-def _values(kind: type[Batch], name: str, rows: int, generator: torch.Generator, dtype: torch.dtype) -> Tensor:
+def _values(
+    kind: type[Batch], name: str, shape: tuple[int, ...], generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
     if name.endswith("_tokens") and name not in kind.per_step:
-        return torch.randint(1, 9, (rows,), generator=generator)
+        return torch.randint(1, 9, shape, generator=generator)
     if name == kind.both:
-        return torch.arange(rows) % 3 != 1
+        return torch.arange(shape[0]) % 3 != 1
+    if name == "present":
+        return torch.ones(shape, dtype=torch.bool)
     scalar = name in (*kind.pools, *kind.per_step)
-    numbers = torch.rand(() if scalar else (rows,), generator=generator, dtype=torch.float64).to(dtype)
+    numbers = torch.rand(() if scalar else shape, generator=generator, dtype=torch.float64).to(dtype)
     above = {"weight": 0.5, "preference": 0.1, "chosen_score": 1.2, "rejected_score": 0.0, "mean_chosen_tokens": 4.0}
     if name in above:
         return numbers * (0.8 if name == "preference" else 1.0) + above[name]
@@ -37,7 +57,7 @@ def _values(kind: type[Batch], name: str, rows: int, generator: torch.Generator,
 
 def policy_fields(batch: Batch) -> list[str]:
     """What carries a gradient."""
-    data = {*batch.values, *batch.pools}
+    data = {*batch.values, *batch.pools, "present"}
     names = [f.name for f in fields(batch) if not f.name.endswith("_tokens") and not f.name.startswith("ref_")]
     return [name for name in names if name not in data]
 

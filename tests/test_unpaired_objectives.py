@@ -27,7 +27,7 @@ from trainers.metrics import measure
 from trainers.objectives import aot_unpaired, apo_zero_unpaired, bco, dpo, find, kto
 from trainers.objectives.aot_unpaired import transport
 from trainers.objectives.batch import Judged, JudgedWithMeans, JudgedWithPartner, ReferencedPair
-from trainers.objectives.unpaired import log_ratio
+from trainers.objectives.judged_ratios import log_ratio
 from trainers.options import Options
 from trainers.pools import Pools
 from trainers.run import train

@@ -1,25 +1,21 @@
 """Alignment via optimal transport on judged rows: the rows of a forward are compared as two distributions."""
 
-from typing import Annotated
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from trainers.objectives.batch import Judged
-from trainers.objectives.knobs import Range
+from trainers.objectives.judged_ratios import log_ratio
 from trainers.objectives.registry import objective
-from trainers.objectives.unpaired import BETA, log_ratio
+from trainers.objectives.shared_knobs import Beta, LabelSmoothing
 
 
 @objective(Judged, source="Melnyk et al. 2024, arXiv:2406.05882", lr=5e-7, across_rows=True)
 def aot_unpaired(
     lp: Judged,
     *,
-    beta: Annotated[float, BETA] = 0.01,
-    label_smoothing: Annotated[
-        float, Range(at_least=0, below=0.5, why="from 0.5 on the labels would say nothing, or the opposite")
-    ] = 0.0,
+    beta: Beta = 0.01,
+    label_smoothing: LabelSmoothing = 0.0,
 ) -> Tensor:
     """Alignment via Optimal Transport: desirable log-ratios above undesirable ones, quantile by quantile.
 
