@@ -380,7 +380,7 @@ def test_no_logits_of_all_scored_tokens(monkeypatch):
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=vocabulary, **small))
     shared.prepare(model)
-    monkeypatch.setattr(head, "_CHUNK_LOGITS", chunk * vocabulary)
+    monkeypatch.setattr(head, "_CHUNK_ROWS", chunk)
     tree = candidates(4, trunk=2)
     with Largest() as largest:
         loss(forward(model, [tree], extras=True).logps).backward()
@@ -393,10 +393,13 @@ def test_no_logits_of_all_scored_tokens(monkeypatch):
 
 @pytest.mark.parametrize("cap", [None, 3.0])
 @pytest.mark.parametrize("rows", [1, 3, 100])
+@pytest.mark.parametrize("kept", [0, 3 * 11, 2**24])
 @pytest.mark.parametrize("frozen", [False, True])
-def test_the_head_equals_its_closed_form(monkeypatch, cap, rows, frozen):
+def test_the_head_equals_its_closed_form(monkeypatch, cap, rows, kept, frozen):
     torch.manual_seed(0)
-    monkeypatch.setattr(head, "_CHUNK_LOGITS", rows * 11)
+    monkeypatch.setattr(head, "_CHUNK_ROWS", rows)
+    monkeypatch.setattr(head, "_BLOCK_ROWS", 2)
+    monkeypatch.setattr(head, "_KEPT_LOGITS", kept)
     hidden, weight, bias = torch.randn(7, 5), torch.randn(11, 5), torch.randn(11)
     read, targets = torch.tensor([0, 0, 0, 1, 2, 4, 4, 6]), torch.tensor([1, 2, 9, 0, 10, 4, 5, 3])
     upstream = torch.randn(8)
