@@ -7,6 +7,7 @@ import pytest
 
 from tests.prefect_server import prefect_server
 from tests.s3_server import s3, s3_server
+from tests.vllm_server import vllm_server
 
 if TYPE_CHECKING:
     from prefdata.versions import Version
@@ -14,7 +15,18 @@ if TYPE_CHECKING:
     from tests.trainer_world import World
     from trainers.options import Options
 
-__all__ = ["chat_world", "model", "options", "prefect_server", "s3", "s3_server", "small_world", "version", "world"]
+__all__ = [
+    "chat_world",
+    "model",
+    "options",
+    "prefect_server",
+    "s3",
+    "s3_server",
+    "small_world",
+    "version",
+    "vllm_server",
+    "world",
+]
 
 
 @pytest.fixture(scope="session")

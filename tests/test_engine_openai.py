@@ -87,11 +87,12 @@ def test_requests_that_do_not_fit_a_server_are_refused_before_it_is_asked(model:
 
 
 def test_another_tokenizer_is_refused(model: str, tmp_path: Path) -> None:
-    fewer = save_model(tmp_path / "tiny", words=WORDS - 1)
-    with openai_server(FakeVllm(fewer), models=(entry(),)) as server:
-        with pytest.raises(UserError, match=f"server {server.url}/v1 has another tokenizer than {model}"):
-            load(model, server)
-        assert [path for path, _ in server.asked] == ["/detokenize"]  # and nothing was drawn
+    for words in (WORDS - 1, WORDS + 1):
+        other = save_model(tmp_path / str(words) / "tiny", words=words)
+        with openai_server(FakeVllm(other), models=(entry(),)) as server:
+            with pytest.raises(UserError, match=f"server {server.url}/v1 has another tokenizer than {model}"):
+                load(model, server)
+            assert [path for path, _ in server.asked] == ["/detokenize"]  # and nothing was drawn
 
 
 def test_another_model_is_refused_unless_it_is_named(model: str, server: OpenAIServer) -> None:

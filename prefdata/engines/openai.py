@@ -17,6 +17,7 @@ from prefdata.servers import Patience, Refused, Servers
 from prefdata.servers.client import CONCURRENCY
 
 CHECKED_IDS = 4096  # of a vocabulary, spread over it
+BEYOND = 1024
 _NO_LOGP = -9999.0  # what vLLM writes for minus infinity
 _NEEDED = "stored rows are token ids, and this engine needs a server that takes and returns them: start one with  vllm serve MODEL"
 
@@ -211,7 +212,8 @@ def _check_tokens(servers: Servers, tokenizer: Any, model: str) -> None:
     """UserError unless the ids mean the same to the servers: what they make of ids from all over the vocabulary."""
     size = len(tokenizer)
     step = max(1, size // CHECKED_IDS)
-    ids = sorted({*range(0, size, step), size - 1, *tokenizer.added_tokens_decoder})
+    # past the end there is nothing here, and should be nothing there
+    ids = sorted({*range(0, size, step), *range(size - 1, size + BEYOND), *tokenizer.added_tokens_decoder})
     here = _bare(tokenizer.decode(ids, skip_special_tokens=False))
     for url, answer in servers.ask("POST", "/detokenize", {"tokens": ids}, root=True).items():
         if isinstance(answer, Refused) and answer.status == 404:
