@@ -75,7 +75,7 @@ SEGMENT = pa.schema(
             "generator", pa.string(), "model that wrote the generated tokens: name@first 12 hex digits of its digest"
         ),
         column("sampling", pa.string(), "JSON of the sampling parameters of the generated tokens"),
-        column("sample_index", pa.int32(), "which of the negatives asked for per answer this is, from 0"),
+        column("sample_index", pa.int32(), "which of the segments drawn for the answer this is, from 0"),
         column("round", pa.int32(), "regeneration round in the lineage, from 1; 0 or null: not regenerated"),
         column("seed", pa.int64(), "the engine's seed for this row's draw"),
         column("attempt", pa.int32(), "redraws before B' differed from B, from 0"),

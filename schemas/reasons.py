@@ -86,6 +86,7 @@ REASONS: dict[str, str] = {
     "no_partner": "no other prompt has an answer that its own prompt has not",
     "off_policy": "another model than the reference wrote it",
     "preference_too_low": "chosen is not as surely better as was asked for",
+    "not_kept": "of the segments drawn for the answer, the reference's log-probs (or chance) chose others",
     "segment_unchanged": "every redraw of the segment gave back the original tokens",
     "nothing_to_regenerate": "the answer has no content token to regenerate",
     "not_finite": "the reference gave a log-prob that is not finite",

@@ -4,11 +4,12 @@ Works from pairs (their chosen side) and from completions (demonstrations). See 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 
 from prefdata import engines, logical, versions
@@ -25,9 +26,10 @@ from prefdata.builds.job import Stage, Unit, build_key
 from prefdata.builds.options import as_config, check, option
 from prefdata.builds.winners import SIDE, Assembled, Draw, assemble, winners
 from prefdata.draws import generator, row_seed
+from prefdata.errors import UserError
 from prefdata.identity import spelled
 from prefdata.records import SetAside
-from prefdata.select import segments
+from prefdata.select import hard, segments
 from prefdata.select.good_answers import GoodAnswers
 from prefdata.versions import Version, ledger_lines
 from prefdata.work import Tables, Work, unit_key
@@ -52,6 +54,16 @@ class Options(EngineOptions):
         None, "tokens of a segment (default: a third of the answer, at most 256)", least=1
     )
     negatives: int = option(1, "negatives per good answer", least=1)
+    segments_per_answer: int | None = option(
+        None,
+        "segments drawn per good answer, of which --keep chooses the negatives (default: no more than those)",
+        least=1,
+    )
+    keep: str = option(
+        hard.LIKELIEST,
+        "which of the segments drawn become negatives: by the reference's mean log-prob per token, or at random",
+        choices=hard.KEEPS,
+    )
     max_redraws: int = option(3, "further draws when the segment comes back unchanged", least=0)
     temperature: float = option(0.7, "sampling temperature; 0 is greedy", least=0)
     top_k: int = option(50, "sample among this many likeliest tokens; 0 is all", least=0)
@@ -83,6 +95,12 @@ class BuildSapoNegatives:
     def __init__(self, options: Options, root: str | None = None) -> None:
         check(options)
         engines.require(options.engine)
+        self.segments = options.negatives if options.segments_per_answer is None else options.segments_per_answer
+        if self.segments < options.negatives:
+            raise UserError(
+                f"segments_per_answer is {self.segments} and negatives {options.negatives}: no more can be kept than are "
+                "drawn. Draw more, or ask for fewer negatives."
+            )
         self.options = options
         self.root = versions.root(root)
         self.parent = versions.find(options.source, root=root, kinds=tuple(SIDE))
@@ -105,7 +123,14 @@ class BuildSapoNegatives:
             trust_remote_code=options.trust_remote_code,
         )
         self.config = as_config(
-            options, "unit_rows", *LAYOUT, source=self.parent.name, model=self.description["name"], round=self.round
+            options,
+            "unit_rows",
+            *LAYOUT,
+            source=self.parent.name,
+            model=self.description["name"],
+            round=self.round,
+            segments_per_answer=self.segments,
+            keep=options.keep if self.segments > options.negatives else None,  # where all are kept there is no choice
         )
         fingerprints = {"generator": self.description, "reference": self.reference}
         self.build_key = build_key(NAME, self.config, [self.parent], fingerprints)
@@ -125,13 +150,17 @@ class BuildSapoNegatives:
         with versions.Staging(self.root, schema, self.build_key) as staging:
             for unit, built in self._assembled():
                 rows = scoring.attached(self._scoring, built.rows, self.work)
-                kept = _judge(rows, built, seen)
+                kept = _judge(rows, built, seen, self._keep)
                 if rows.num_rows:
                     staging.add(unit.inputs.split, rows.filter(pa.array(kept)))
                 staging.ledger(_ledger(built, rows, kept))
             for lines in self._generating.set_aside_ledger():
                 staging.ledger(lines)
             return finish.publish(staging, STAGES, self._fields())
+
+    def _keep(self, rows: pl.DataFrame) -> pl.Series:
+        options = self.options
+        return hard.kept(rows, options.keep, options.negatives, seed=options.seed, round_=self.round)
 
     def _fields(self) -> dict[str, Any]:
         return {
@@ -240,9 +269,7 @@ class GenerateStage:
         """Draw, and redraw where B' equals B, a bounded number of times."""
         answers = self.answers(unit).to_pylist()
         draws = {
-            (row["answer_id"], index): self._plan(row, index)
-            for row in answers
-            for index in range(self._job.options.negatives)
+            (row["answer_id"], index): self._plan(row, index) for row in answers for index in range(self._job.segments)
         }
         by_id = {row["answer_id"]: row for row in answers}
         for attempt in range(self._job.options.max_redraws + 1):
@@ -276,7 +303,7 @@ class GenerateStage:
         config = {
             "mode": options.mode,
             "segment_tokens": options.segment_tokens,
-            "negatives": options.negatives,
+            "negatives": self._job.segments,  # that are drawn; which are kept changes nothing here
             "max_redraws": options.max_redraws,
             "seed": options.seed,
             "round": self._job.round,
@@ -343,20 +370,38 @@ def _assembly(
     }
 
 
-def _judge(rows: pa.Table, built: Assembled, seen: set[bytes]) -> list[bool]:
-    """Which rows are published: finite log-probs, and no equal row before. Why the others are not goes to `built`."""
+def _judge(rows: pa.Table, built: Assembled, seen: set[bytes], keep: Callable[[pl.DataFrame], pl.Series]) -> list[bool]:
+    """Which rows are published: finite log-probs, no equal row before, and of those of an answer the ones that are kept.
+
+    Why the others are not goes to `built`.
+    """
     if rows.num_rows == 0:
         return []
-    kept = []
-    good = scoring.finite(pairs.KIND, rows).to_pylist()
-    for row_id, parent, finite in zip(rows["row_id"].to_pylist(), rows["parent_row_id"].to_pylist(), good, strict=True):
+    ids, parents = rows["row_id"].to_pylist(), rows["parent_row_id"].to_pylist()
+    finite = scoring.finite(pairs.KIND, rows).to_pylist()
+    places: dict[bytes, int] = {}  # of what could be published
+    for place, (row_id, parent) in enumerate(zip(ids, parents, strict=True)):
         name = bytes.fromhex(row_id)
-        if not finite:
+        if not finite[place]:
             built.failures.append((parent, scoring.NAME, SetAside("not_finite")))
-        elif name in seen:
+        elif name in seen or name in places:
             built.failures.append((parent, "publish", SetAside("duplicate_row", f"row {row_id} was made before")))
-        kept.append(finite and name not in seen)
-        seen.add(name)
+        else:
+            places[name] = place
+    named = {
+        "answer_id": "parent_row_id",
+        "row_id": "row_id",
+        "logps": "ref_rejected_logps",
+        "tokens": "rejected_tokens",
+    }
+    columns = {name: rows[column].take(list(places.values())) for name, column in named.items()}
+    kept = [False] * rows.num_rows
+    for (name, place), ok in zip(places.items(), keep(pl.DataFrame(columns)), strict=True):
+        kept[place] = ok
+        if ok:
+            seen.add(name)
+        else:
+            built.failures.append((parents[place], "publish", SetAside("not_kept")))
     return kept
 
 

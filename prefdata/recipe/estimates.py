@@ -125,9 +125,10 @@ def regenerated(parent: Expected, options: Any) -> Estimate:
     """A segment of every good answer anew."""
     writer = options.model or parent.model
     segment = options.segment_tokens or parent.answer_tokens / SEGMENT_SHARE
-    rows = parent.rows * options.negatives
+    rows = parent.rows * (options.segments_per_answer or options.negatives)
     made = replace(parent, kind=pairs.KIND, rows=rows, model=writer, reference=None)
-    made, scoring = _scored(made, options.reference or writer)
+    made, scoring = _scored(made, options.reference or writer)  # all that are drawn, of which some are kept
+    made = replace(made, rows=parent.rows * options.negatives)
     # each negative reads its prompt and, on average, half of what it does not write
     read = parent.prompt_tokens + (parent.answer_tokens - segment) / 2
     return made, [Spending("generate", writer, rows * (read + segment), options.engine), *scoring]
