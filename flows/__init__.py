@@ -12,6 +12,7 @@ DEPLOYMENTS = (
     "ingest",
     "clean",
     "generate",
+    "score-rewards",
     "build-paired",
     "build-unpaired",
     "build-rejection-samples",

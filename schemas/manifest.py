@@ -21,6 +21,8 @@ class Parent(TypedDict):
     """A version that rows were made from."""
 
     version: str
+    # of versions that score-rewards made: each scorer's name, what it is, and its fingerprint
+    scorers: NotRequired[list[dict[str, Any]]]
     logical_hash: str
     url: NotRequired[str]  # its folder or URL, where that is not below the root of the version made from it
 

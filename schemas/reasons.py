@@ -73,6 +73,7 @@ REASONS: dict[str, str] = {
     "lower_score": "another answer to the prompt has a higher score",
     "chosen_not_preferred": "the preference probability says that chosen is more likely the worse side",
     "not_drawn": "what was drawn for the prompt is empty",
+    "verifier_failed": "the verifier raised an error, or gave something that is no number",
     "no_score": "the completion has no score that is a finite number",
     "single_answer": "no other completion of the prompt has a score, so there is nothing to compare it with",
     "margin_too_small": "no other completion of the prompt is apart from it by the margin that was asked for",

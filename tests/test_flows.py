@@ -31,6 +31,7 @@ from prefdata.builds import (
     paired,
     rejection,
     sapo_negatives,
+    score_rewards,
     unpaired,
 )
 from prefdata.errors import UserError
@@ -44,6 +45,7 @@ MODULES = {
     "flows.clean": clean.Options,
     "flows.add_reference": add_reference.Options,
     "flows.generate": generate.Options,
+    "flows.score_rewards": score_rewards.Options,
     "flows.build_paired": paired.Options,
     "flows.build_unpaired": unpaired.Options,
     "flows.build_rejection_samples": rejection.Options,

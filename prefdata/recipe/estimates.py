@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from prefdata import scorers
 from schemas import completions, pairs, prompts, unpaired
 
 # bytes of a published row: text, id and log-prob of every token, compressed, and what is there once
@@ -89,9 +90,15 @@ def generated(parent: Expected, options: Any) -> Estimate:
 
 def score_rewarded(parent: Expected, options: Any) -> Estimate:
     """The same rows; a pass over all of them for each reward model."""
-    named = [str(scorer).partition(":") for scorer in options.scorer]
-    models = [place for kind, _, place in named if kind in ("reward_model", "reward-model") and place]
-    return parent, [Spending("score", model, parent.tokens) for model in models]
+    models = [each.what for each in scorers.parse_all(options.scorer) if each.kind == "reward_model"]
+    made, costs = (
+        _scored(parent, options.reference or parent.model) if _adds_reference(parent, options) else (parent, [])
+    )
+    return made, [*(Spending("score", model, parent.tokens) for model in models), *costs]
+
+
+def _adds_reference(parent: Expected, options: Any) -> bool:
+    return options.reference is not None or (options.with_reference and parent.reference is None)
 
 
 def paired(parent: Expected, options: Any) -> Estimate:

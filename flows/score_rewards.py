@@ -1,0 +1,16 @@
+"""Publish a new version: completions with the scores of one or several scorers, of which selections read one.
+
+python -m flows.score_rewards v2 --scorer reward_model:runs/rm --scorer lexicon
+python -m flows.score_rewards v2 --scorer right=verifier:grading:check --scorer given --weights 1 0.2
+"""
+
+import sys
+
+from flows.deployable import Deployable
+from prefdata.builds.score_rewards import NAME, Options, ScoreRewards
+
+deployable = Deployable(NAME, Options, ScoreRewards, module="flows.score_rewards", description=__doc__)
+score_rewards = deployable.flow()
+
+if __name__ == "__main__":
+    sys.exit(deployable.main())
