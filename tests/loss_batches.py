@@ -47,6 +47,8 @@ def _values(
         return torch.arange(shape[0]) % 3 != 1
     if name == "present":
         return torch.ones(shape, dtype=torch.bool)
+    if name == "prompt_embedding":
+        return torch.randn(*shape, 5, generator=generator, dtype=torch.float64).to(dtype)
     scalar = name in (*kind.pools, *kind.per_step)
     numbers = torch.rand(() if scalar else shape, generator=generator, dtype=torch.float64).to(dtype)
     above = {"weight": 0.5, "preference": 0.1, "chosen_score": 1.2, "rejected_score": 0.0, "mean_chosen_tokens": 4.0}

@@ -80,7 +80,7 @@ def test_where_policy_equals_reference(
 
 
 def test_every_loss_of_pairs_is_there() -> None:
-    elsewhere = {"sft", "reward", "orpo", "dpo_nll_token"}  # in tests of their own
+    elsewhere = {"sft", "reward", "orpo", "dpo_nll_token", "relative_po"}  # in tests of their own
     of_pairs = {name for name, one in OBJECTIVES.items() if "pairs" in one.batch.sides}
     assert of_pairs - elsewhere == {name for name, *_ in CONSTANTS}
 

@@ -24,6 +24,7 @@ from trainers.objectives.odpo import odpo
 from trainers.objectives.orpo import orpo
 from trainers.objectives.rdpo import rdpo
 from trainers.objectives.registry import OBJECTIVES, Objective, find, objective
+from trainers.objectives.relative_po import relative_po, relative_po_unpaired
 from trainers.objectives.reward import reward
 from trainers.objectives.robust import robust
 from trainers.objectives.rrhf import rrhf
@@ -69,6 +70,8 @@ __all__ = [
     "orpo",
     "psi_po",
     "rdpo",
+    "relative_po",
+    "relative_po_unpaired",
     "reward",
     "robust",
     "rrhf",

@@ -194,6 +194,16 @@ class PairWithMeans(ReferencedPair):
 
 
 @dataclass(frozen=True)
+class EmbeddedPair(ReferencedPair):
+    """A ReferencedPair and where its prompt lies among prompts."""
+
+    values: ClassVar[Mapping[str, Value]] = {"prompt_embedding": Value("prompt_embedding")}
+    reads = "pairs, reference log-probs, prompt embeddings"
+
+    prompt_embedding: Tensor  # (B, size), of any length above 0
+
+
+@dataclass(frozen=True)
 class RewardPair(Batch):
     """The scores that a reward model gives two completions of one prompt, the better one called chosen."""
 
@@ -288,6 +298,16 @@ class JudgedWithMeans(Judged):
 
     desirable_mean: Tensor  # (), nats
     undesirable_mean: Tensor  # (), nats
+
+
+@dataclass(frozen=True)
+class EmbeddedJudged(Judged):
+    """A Judged row and where its prompt lies among prompts."""
+
+    values: ClassVar[Mapping[str, Value]] = {**Judged.values, "prompt_embedding": Value("prompt_embedding")}
+    reads = "unpaired rows, reference log-probs, prompt embeddings"
+
+    prompt_embedding: Tensor  # (B, size), of any length above 0
 
 
 @dataclass(frozen=True)
