@@ -72,6 +72,7 @@ REASONS: dict[str, str] = {
     "duplicate_answer": "another row has the same prompt and good answer and stands for both",
     "lower_score": "another answer to the prompt has a higher score",
     "chosen_not_preferred": "the preference probability says that chosen is more likely the worse side",
+    "judged_undesirable": "the row says that its answer is undesirable",
     "not_drawn": "what was drawn for the prompt is empty",
     "verifier_failed": "the verifier raised an error, or gave something that is no number",
     "no_score": "the completion has no score that is a finite number",

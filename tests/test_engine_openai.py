@@ -225,6 +225,17 @@ def test_builds_through_a_server_make_what_the_engine_behind_it_makes(
     )  # where servers are is no part of what was asked for
 
 
+def test_each_of_several_models_is_asked_of_its_own_servers(world: World, server: OpenAIServer, tmp_path: Path) -> None:
+    second = save_model(tmp_path / "second", seed=7)
+    with openai_server(FakeVllm(second), models=({"id": "second"},)) as other:
+        servers = {"engine": "openai", "server": (server.url, other.url)}
+        made = world.generate(model=(world.model, second), **servers).version
+        assert any(path == "/v1/completions" for path, _ in other.asked)
+    local = world.generate(model=(world.model, second)).version
+    columns = ["row_id", "generator"]
+    assert made.table("train", columns) == local.table("train", columns)
+
+
 @pytest.mark.parametrize("build", ["generate", "negatives"])
 def test_a_server_that_dies_in_a_build_ends_it_and_what_is_finished_is_kept(
     world: World, server: OpenAIServer, build: str, monkeypatch: pytest.MonkeyPatch

@@ -6,7 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdata.select.good_answers import GoodAnswers
@@ -18,6 +18,7 @@ SCHEMA = pa.schema(
         ("prompt_id", pa.string()),
         ("preference", pa.float64()),
         ("score", pa.float64()),
+        ("label", pa.bool_()),
     ]
 )
 
@@ -28,7 +29,7 @@ def name(*parts: object) -> str:
 
 def answer(prompt: int, text: int, row: int = 0, **more: float | None) -> dict[str, Any]:
     ids = {"row_id": name(prompt, text, row), "answer_id": name(prompt, text), "prompt_id": name(prompt)}
-    return {**ids, "preference": None, "score": None, **more}
+    return {**ids, "preference": None, "score": None, "label": None, **more}
 
 
 def refused(*tables: list[dict[str, Any]], by_score: bool = True) -> dict[str, str]:
@@ -37,6 +38,7 @@ def refused(*tables: list[dict[str, Any]], by_score: bool = True) -> dict[str, s
     return {row: aside.reason for table in held for row, aside in good.refused(table).items()}
 
 
+@settings(deadline=None)  # on a busy machine
 @given(
     drawn=st.lists(
         st.tuples(st.integers(0, 2), st.integers(0, 3), st.none() | st.integers(0, 3), st.none() | st.floats(0, 1)),
@@ -72,3 +74,17 @@ def test_a_row_that_is_not_good_never_stands_for_one_that_is() -> None:
 def test_scores_count_only_where_they_are_asked(by_score: bool, left: int) -> None:
     rows = [answer(0, text, score=float(text)) for text in range(3)]
     assert len(rows) - len(refused(rows, by_score=by_score)) == left
+
+
+def test_of_judged_answers_those_that_nobody_calls_undesirable_are_good() -> None:
+    rows = [
+        answer(1, 1, label=True),
+        answer(1, 2, label=False),
+        answer(2, 1, label=True),
+        answer(2, 1, row=1, label=False),
+    ]
+    assert refused(rows, by_score=False) == {
+        rows[1]["row_id"]: "judged_undesirable",
+        rows[2]["row_id"]: "contradicted",
+        rows[3]["row_id"]: "judged_undesirable",
+    }

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from prefdata import versions
-from prefdata.builds import paired, rejection, sapo_negatives
+from prefdata.builds import paired, rejection, sapo_negatives, unpaired
 from prefdata.builds.generate import Generate
 from prefdata.builds.generate import Options as GenerateOptions
 from prefdata.builds.job import Outcome, run
@@ -143,6 +143,15 @@ def test_generated_samples_are_good_answers(scored: ScoredWorld) -> None:
     options = GenerateOptions(source=scored.version.name, model=(scored.model,), samples=2, max_new_tokens=8)
     samples = run(Generate(options, scored.root)).version
     negatives_of(scored, samples, "completion")
+
+
+def test_desirable_answers_of_judged_ones_are_good_answers(scored: ScoredWorld) -> None:
+    judged = run(unpaired.BuildUnpaired(unpaired.Options(source=scored.version.name), scored.root)).version
+    labels = {row["row_id"]: row["label"] for row in rows_of(judged)}
+    rows = negatives_of(scored, judged, "completion")
+    assert all(labels[row["parent_row_id"]] for row in rows)
+    lines = {line["row_id"]: line for line in versions.find("latest", root=scored.root).ledger().to_pylist()}
+    assert {lines[row]["reason"] for row, label in labels.items() if not label} == {"judged_undesirable"}
 
 
 def test_an_earlier_round_is_written_anew_by_a_newer_model(scored: ScoredWorld, tmp_path: Path) -> None:

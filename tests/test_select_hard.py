@@ -4,7 +4,7 @@ from collections import Counter
 
 import polars as pl
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefdata.select.hard import KEEPS, LIKELIEST, RANDOM, UNLIKELIEST, kept
@@ -23,6 +23,7 @@ def ids(rows: pl.DataFrame, keep: str, count: int = 1, seed: int = 0) -> set[str
     return set(rows.filter(kept(rows, keep, count, seed=seed, round_=1))["row_id"])
 
 
+@settings(deadline=None)
 @given(negatives, st.integers(1, 4))
 def test_the_likeliest_are_those_with_the_highest_mean_per_token(
     rows: list[tuple[str, float, int]], count: int
@@ -36,6 +37,7 @@ def test_the_likeliest_are_those_with_the_highest_mean_per_token(
         assert ids(table(rows), keep, count) == wanted
 
 
+@settings(deadline=None)
 @given(negatives, st.sampled_from(KEEPS), st.integers(1, 4), st.randoms())
 def test_order_changes_nothing_and_each_answer_keeps_what_it_can(
     rows: list[tuple[str, float, int]], keep: str, count: int, random: object

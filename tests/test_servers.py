@@ -291,5 +291,7 @@ def test_pauses_double_and_only_one_of_many_failures_counts() -> None:
     assert 100.5 <= health.paused_until <= 101
     assert health.gone(139.9) is None
     assert health.gone(140.0) == "500, for 40 s"
+    health.troubled("busy", "429", 140.5, wait_s=0.0)
+    assert health.paused_until > 140.9
     health.works(141.0)
     assert health.gone(1000.0) is None

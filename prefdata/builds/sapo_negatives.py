@@ -1,6 +1,6 @@
 """build-sapo-negatives: for every good answer of a version, negatives with a segment written anew by a model.
 
-Works from pairs (their chosen side) and from completions (demonstrations). See `prefdata.select.segments` for the rule.
+Works from pairs (their chosen side), completions (demonstrations, the best scored) and judged answers (the desirable). See `prefdata.select.segments` for the rule.
 """
 
 import json
@@ -33,7 +33,7 @@ from prefdata.select import hard, segments
 from prefdata.select.good_answers import GoodAnswers
 from prefdata.versions import Version, ledger_lines
 from prefdata.work import Tables, Work, unit_key
-from schemas import pairs
+from schemas import completions, pairs
 from schemas.ledger import SET_ASIDE
 
 NAME = "build-sapo-negatives"
@@ -246,7 +246,7 @@ class GenerateStage:
     @cached_property
     def _good(self) -> GoodAnswers:
         return GoodAnswers(
-            lambda: (table for _, _, table in self._files()), by_score=self._job.parent.kind != pairs.KIND
+            lambda: (table for _, _, table in self._files()), by_score=self._job.parent.kind == completions.KIND
         )
 
     def provenance(self) -> dict[str, Any]:

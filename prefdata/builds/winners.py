@@ -11,11 +11,11 @@ from prefdata.records import Message, SetAside
 from prefdata.select.segments import Cut, splice, unchanged
 from prefdata.steps.gate import gate_ids
 from prefdata.tokens import shared_prefix
-from schemas import completions, pairs
+from schemas import completions, pairs, unpaired
 from schemas.columns import TOKEN_IDS
 
 # the side of each kind that holds the good answer
-SIDE = {pairs.KIND: "chosen", completions.KIND: "completion"}
+SIDE = {pairs.KIND: "chosen", completions.KIND: "completion", unpaired.KIND: "completion"}
 
 _SHARED = ("row_id", "prompt_id", "prompt", "tools", "prompt_ids", "prompt_tokens", "source", "license")
 
@@ -32,12 +32,18 @@ def winners(kind: str, table: pa.Table) -> pa.Table:
         "content_start": table[f"{side}_content_start"],
         "finish": table[f"{side}_finish"],
         "loss_mask": table[f"{side}_loss_mask"],
-        "score": table[score],
-        "preference": table["preference"] if kind == pairs.KIND else pa.nulls(table.num_rows, pa.float64()),
+        "score": _column(table, score, pa.float64()),
+        "preference": _column(table, "preference", pa.float64()),
+        "label": _column(table, "label", pa.bool_()),
     }
     tokens = zip(table["prompt_ids"].to_pylist(), table[f"{side}_ids"].to_pylist(), strict=True)
     columns["answer_id"] = pa.array([tokens_id(prompt, answer) for prompt, answer in tokens], pa.string())
     return pa.table(columns)
+
+
+def _column(table: pa.Table, name: str, type_: pa.DataType) -> Any:
+    """Of those that not every kind has."""
+    return table[name] if name in table.column_names else pa.nulls(table.num_rows, type_)
 
 
 @dataclass

@@ -7,14 +7,15 @@ import pyarrow as pa
 
 from prefdata.records import SetAside
 
-_COLUMNS = ("row_id", "answer_id", "preference", "prompt_id", "score")
+_COLUMNS = ("row_id", "answer_id", "preference", "prompt_id", "score", "label")
 
 
 class GoodAnswers:
     """Looks over all answers of a version, then says of each table which rows stand for none.
 
-    tables      gives the version's answers anew, each with row_id, answer_id, prompt_id, preference and score
-    by_score    whether only the best scored answers of a prompt are good; of pairs, the preference says which side is
+    tables      gives the version's answers anew, each with row_id, answer_id, prompt_id, preference, score and label
+    by_score    whether only the best scored answers of a prompt are good; of pairs, the preference says which side is, of
+                judged answers the label
 
     Of rows with one prompt and good answer the least row_id stands for all, so the order of rows decides nothing. It
     keeps some 300 bytes for each answer.
@@ -23,6 +24,7 @@ class GoodAnswers:
     def __init__(self, tables: Callable[[], Iterator[pa.Table]], *, by_score: bool) -> None:
         self._best: dict[str, float] = {}
         self._first: dict[str, str] = {}
+        self._bad = {row["answer_id"] for row in _rows(tables) if row["label"] is False}
         if by_score:
             for row in _rows(tables):
                 if row["score"] is not None:
@@ -43,6 +45,10 @@ class GoodAnswers:
         return found
 
     def _not_good(self, row: dict[str, Any]) -> SetAside | None:
+        if row["label"] is False:
+            return SetAside("judged_undesirable")
+        if row["answer_id"] in self._bad:
+            return SetAside("contradicted", "another row says that the answer is undesirable")
         preference, score = row["preference"], row["score"]
         if preference is not None and preference < 0.5:
             return SetAside("chosen_not_preferred", f"chosen is better with probability {preference}")

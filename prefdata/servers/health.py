@@ -75,7 +75,8 @@ class Health:
         self._why[kind] = self._last = why
         if now >= self.paused_until:  # of requests that fail together, the first one counts
             self._failures += 1
-        pause = self.patience.pause(self._failures) if wait_s is None else wait_s
+        # a server that asks for no time at all is still not asked again at once
+        pause = self.patience.pause(self._failures) if wait_s is None else max(wait_s, self.patience.pause(1))
         self.paused_until = max(self.paused_until, now + pause)
 
     @property
