@@ -22,6 +22,7 @@ OPTIONAL = {completions.KIND: completions.OPTIONAL}
 REFERENCE = {kind.KIND: kind.REFERENCE for kind in (pairs, completions, unpaired)}
 SEGMENT = {pairs.KIND: pairs.SEGMENT}
 SAMPLED = {completions.KIND: completions.SAMPLED}
+JUDGED = {pairs.KIND: pairs.JUDGED}
 SELECTED = {
     pairs.KIND: pairs.SELECTED,
     completions.KIND: completions.SELECTED,
@@ -130,7 +131,7 @@ def row_problems(kind: str, table: pa.Table) -> list[str]:
 
 def _schema_problems(kind: str, found: pa.Schema) -> list[str]:
     problems = [f"column {name} is absent" for name in BASE[kind].names if name not in found.names]
-    groups = [group.get(kind, ()) for group in (BASE, OPTIONAL, SEGMENT, SAMPLED, SELECTED)] + [cleaned.CLEANED]
+    groups = [group.get(kind, ()) for group in (BASE, OPTIONAL, SEGMENT, SAMPLED, SELECTED, JUDGED)] + [cleaned.CLEANED]
     for group in (*groups, reference_of(kind, found.names) if kind in REFERENCE else ()):
         for field in group:
             index = found.get_field_index(field.name)

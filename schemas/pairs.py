@@ -105,6 +105,18 @@ SELECTED = pa.schema(
     ]
 )
 
+JUDGED = pa.schema(
+    [
+        column(
+            "judged_chosen_first",
+            pa.string(),
+            "the judge's verdict (chosen, rejected or tie) when chosen stood first; it disagrees with itself where the next"
+            " column differs",
+        ),
+        column("judged_rejected_first", pa.string(), "the same when rejected stood first"),
+    ]
+)
+
 REFERENCE = pa.schema(
     [
         column("ref_chosen_token_logps", TOKEN_LOGPS, "nats, log p_ref of every token of chosen_ids"),

@@ -75,6 +75,8 @@ REASONS: dict[str, str] = {
     "judged_undesirable": "the row says that its answer is undesirable",
     "not_drawn": "what was drawn for the prompt is empty",
     "verifier_failed": "the verifier raised an error, or gave something that is no number",
+    "judge_unclear": "the judge's answer does not give exactly one verdict",
+    "judge_refused": "the judge's server will not answer for the pair",
     "no_score": "the completion has no score that is a finite number",
     "single_answer": "no other completion of the prompt has a score, so there is nothing to compare it with",
     "margin_too_small": "no other completion of the prompt is apart from it by the margin that was asked for",

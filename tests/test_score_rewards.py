@@ -16,7 +16,8 @@ from prefdata.builds import job
 from prefdata.builds.budget import Budget, BudgetReached
 from prefdata.builds.paired import Options as PairedOptions
 from prefdata.builds.paired import job as paired_job
-from prefdata.builds.score_rewards import Options, ScoreRewards
+from prefdata.builds.score_rewards import Options
+from prefdata.builds.score_rewards import job as score_rewards
 from prefdata.errors import UserError
 from prefdata.scorers import Settings, reward_model
 from prefdata.select.weighing import weighted_mean
@@ -55,7 +56,7 @@ def rm(world: ScoredWorld, tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def build(world: ScoredWorld, *scorer: str, **options: Any) -> job.Outcome:
-    return job.run(ScoreRewards(Options(source="v1", scorer=scorer, **options), world.root))
+    return job.run(score_rewards(Options(source="v1", scorer=scorer, **options), world.root))
 
 
 def scores(version: Version) -> dict[str, dict[str, float]]:
@@ -122,7 +123,7 @@ def test_a_reward_model_with_its_own_template_reads_texts_and_ends_where_it_ends
         "{% if add_generation_prompt %}w2 {% endif %}"
     )
     tokenizer.save_pretrained(other)
-    outcome = ScoreRewards(Options(source="v1", scorer=(f"reward_model:{other}",)), world.root)
+    outcome = score_rewards(Options(source="v1", scorer=(f"reward_model:{other}",)), world.root)
     assert "another tokenizer or template" in outcome.notices[1]
     version = job.run(outcome).version
     assert version.manifest["scorers"][0]["tokens"] == "its own"
@@ -186,7 +187,7 @@ def test_given_scores_and_a_missing_one(world: ScoredWorld) -> None:
     for row_id in missing:
         assert lines(version)[row_id]["reason"] == "no_score"
     # by name, out of what stands side by side; what stood there stays
-    again = job.run(ScoreRewards(Options(source=version.name, scorer=("given:old",), score="old"), world.root)).version
+    again = job.run(score_rewards(Options(source=version.name, scorer=("given:old",), score="old"), world.root)).version
     assert scores(again) == scores(version)
 
 
@@ -204,12 +205,12 @@ def test_a_spent_budget_stops_between_units_and_the_same_build_goes_on(world: Sc
     AutoTokenizer.from_pretrained(small.model).save_pretrained(tmp_path / "rm")
     options = Options(source="v1", scorer=(f"reward_model:{tmp_path / 'rm'}",), unit_rows=10, with_reference=False)
     with pytest.raises(BudgetReached, match="tokens were computed"):
-        job.run(ScoreRewards(options, small.root), budget=Budget(max_tokens=1))
-    again = job.run(ScoreRewards(options, small.root))
+        job.run(score_rewards(options, small.root), budget=Budget(max_tokens=1))
+    again = job.run(score_rewards(options, small.root))
     assert (again.reused, again.computed) == (1, 3)
     assert again.version.manifest["reference"] is None
     # with the reference's log-probs nothing is scored again
-    whole = job.run(ScoreRewards(replace(options, with_reference=True), small.root))
+    whole = job.run(score_rewards(replace(options, with_reference=True), small.root))
     assert (whole.reused, whole.computed) == (4, 4)
     assert "ref_completion_logps" in whole.version.columns()
 
@@ -246,7 +247,7 @@ def test_a_prompt_runs_once_for_all_of_its_answers(world: ScoredWorld, rm: str) 
 )
 def test_what_is_refused(world: ScoredWorld, options: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
-        ScoreRewards(Options(source="v1", **options), world.root)
+        score_rewards(Options(source="v1", **options), world.root)
 
 
 def test_a_language_model_is_no_reward_model(world: ScoredWorld) -> None:

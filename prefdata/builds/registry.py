@@ -11,7 +11,7 @@ _BUILDS = {
     "ingest": ("prefdata.builds.ingest", "Ingest"),
     "clean": ("prefdata.builds.clean", "Clean"),
     "generate": ("prefdata.builds.generate", "Generate"),
-    "score-rewards": ("prefdata.builds.score_rewards", "ScoreRewards"),
+    "score-rewards": ("prefdata.builds.score_rewards", "job"),
     "build-paired": ("prefdata.builds.paired", "job"),
     "build-unpaired": ("prefdata.builds.unpaired", "BuildUnpaired"),
     "build-rejection-samples": ("prefdata.builds.rejection", "job"),

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from prefdata.errors import UserError
 from prefdata.records import SetAside
+from schemas import pairs
 
 SCORERS = {
     "reward_model": "reward_model:RewardModel",
@@ -22,6 +23,8 @@ SCORERS = {
     "lexicon": "lexicon:Lexicon",
     "given": "given:Given",
 }
+# what compares the two sides of a pair instead; builds/judged_pairs.py asks it
+JUDGES = ("judge",)
 SYNTAX = "[NAME=]KIND[:WHAT]"
 _NAMED = re.compile(r"(?:(?P<name>\w[\w.-]*)=)?(?P<kind>[A-Za-z][\w-]*)(?::(?P<what>.+))?")
 
@@ -72,8 +75,10 @@ def parse(text: str) -> Called:
     """What `[NAME=]KIND[:WHAT]` asks for. Without a name it is the last part of WHAT, or the kind."""
     found = _NAMED.fullmatch(text.strip())
     kind = found["kind"].replace("-", "_") if found else ""
-    if found is None or kind not in SCORERS:
-        raise UserError(f"scorer {text!r}: write it as {SYNTAX}, where KIND is one of: {', '.join(SCORERS)}.")
+    if found is None or kind not in (*SCORERS, *JUDGES):
+        raise UserError(
+            f"scorer {text!r}: write it as {SYNTAX}, where KIND is one of: {', '.join((*SCORERS, *JUDGES))}."
+        )
     what = found["what"]
     last = re.split(r"[/:]", what.rstrip("/"))[-1] if what else ""
     return Called(found["name"] or last or kind, kind, what)
@@ -88,6 +93,13 @@ def parse_all(texts: Sequence[str]) -> list[Called]:
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"two scorers are called {twice!r}: give one another name, as in --scorer other=KIND:WHAT.")
     return found
+
+
+def check_kind(called: Sequence[Called], kind: str, version: str) -> None:
+    """UserError for scorers that do not read this kind of rows."""
+    fitting = JUDGES if kind == pairs.KIND else tuple(SCORERS)
+    if wrong := next((each for each in called if each.kind not in fitting), None):
+        raise UserError(f"{wrong.kind} does not score {kind}, which {version} holds; these do: {', '.join(fitting)}.")
 
 
 def load(called: Called, settings: Settings) -> Scorer:
