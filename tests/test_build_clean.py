@@ -1,6 +1,7 @@
 """clean: versions of every kind, end to end; ledgers add up, and how rows were stored changes nothing."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -185,7 +186,17 @@ def test_all_steps_in_one_chain(make: Callable[[str], dict[str, Any]], root: str
     assert (again.schema, again.logical_hash) == (version.schema, version.logical_hash)
 
 
-def test_a_language_that_can_not_be_told_is_refused(root: str, model: str) -> None:
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"languages": ("en", "xx")}, "languages: xx can't be told; these can: ar, bn"),
+        ({"near": "rows", "near_threshold": 1.5}, "near_threshold is 1.5; it is a share, and must be at most 1"),
+        ({"test_fraction": 2.0}, "test_fraction is 2.0"),
+        ({"min_answer_tokens": 5, "max_answer_tokens": 4}, "min_answer_tokens is 5 and max_answer_tokens is 4"),
+        ({"decontaminate": ("/no/such.jsonl",)}, "/no/such.jsonl"),
+    ],
+)
+def test_what_no_step_could_use_is_refused_in_words(options: dict[str, Any], said: str, root: str, model: str) -> None:
     ingested(root, model, [pairs(ASKED[0])])
-    with pytest.raises(UserError, match=r"languages: xx can't be told; these can: ar, bn"):
-        cleaned(root, languages=("en", "xx"))
+    with pytest.raises(UserError, match=re.escape(said)):
+        cleaned(root, **options)

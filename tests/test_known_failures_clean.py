@@ -1,12 +1,16 @@
 """Failures that tools which build preference data are known for, as far as they belong to cleaning. None happens here."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from prefdata import versions
+from prefdata.builds import clean
+from prefdata.builds.job import Unit
 from prefdata.verify import verify
+from prefdata.work import Tables
 from tests import tiny_world
 from tests.test_build_clean import cleaned, completions, ingested, pairs, unpaired
 from tests.test_builds import all_rows
@@ -96,3 +100,51 @@ def test_no_row_goes_in_silence(root: str, model: str) -> None:
     assert all(line["reason"] and line["detail"] for line in lines if line["status"] == "set_aside")
     counts = version.manifest["counts"]
     assert counts["rows_in"] == counts["kept"] + counts["set_aside"] == 20
+
+
+def test_what_was_stopped_half_way_is_no_result_and_goes_on(
+    root: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A killed pipeline does not resume; after Ctrl-C it returned 320 of 2,000 rows as if finished (distilabel 1065)."""
+    monkeypatch.setattr(versions, "ROWS_PER_FILE", 4)
+    ingested(root, model, [pairs(f"{numbered(n)} ab@cd.de") for n in range(16)])
+    read, computed = clean.ReadStage.compute, []
+
+    def stopped(self: clean.ReadStage, unit: Unit) -> Tables:
+        if len(computed) == 2:
+            raise KeyboardInterrupt
+        computed.append(unit.key)
+        return read(self, unit)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(clean.ReadStage, "compute", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            cleaned(root, source="v1", exact="rows", private_data="mask")
+    assert [version.name for version in versions.every(root)] == ["v1"]
+    outcome = cleaned(root, source="v1", exact="rows", private_data="mask")
+    assert outcome.computed + outcome.reused == 8
+    assert outcome.reused >= 5  # four masked files, and those that were read
+    assert len(all_rows(outcome.version)) == 16
+
+
+def test_a_masked_answer_that_was_cut_has_no_end_token(root: str, model: str) -> None:
+    """finish_reason dropped; a cut-off answer gets an EOS and looks finished (nearly every sampler; OpenRLHF)."""
+    row = {"prompt": "w1", "chosen": "ab@cd.de " + "w2 " * 30, "rejected": "w3"}
+    ingested(root, model, [row], max_length=20)
+    version = cleaned(root, source="v1", private_data="mask").version
+    (found,) = all_rows(version)
+    assert found["chosen"][0]["content"].startswith("[EMAIL] w2")
+    assert (found["chosen_finish"], found["rejected_finish"]) == ("length", "stop")
+    assert found["chosen_ids"][-1] not in version.manifest["tokenizer"]["end_ids"]
+
+
+def test_one_row_that_can_not_be_masked_voids_nothing_but_itself(root: str, model: str) -> None:
+    """One bad row voids its batch of 50, the rest flows on as nulls (distilabel)."""
+    rows = [pairs(f"{numbered(n)} +49 30 1234567") for n in range(60)]
+    rows[25] |= {"chosen": "w2 +49 30 1234567", "rejected": "w2 +49 301234567"}  # equal once they are masked
+    ingested(root, model, rows)
+    version = cleaned(root, source="v1", private_data="mask").version
+    why = Counter(line["reason"] for line in version.ledger().to_pylist())
+    assert why == {None: 59, "identical_tokens": 1}
+    assert verify(version) == []
+    assert all(row["chosen_ids"] and row["rejected_ids"] and row["prompt_ids"] for row in all_rows(version))

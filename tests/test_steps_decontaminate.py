@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from prefdata.errors import UserError
@@ -56,6 +56,8 @@ def test_what_the_assistant_or_the_system_says_is_not_asked() -> None:
 
 
 @QUICK
+@example(13, True)  # half of them
+@example(12, True)
 @given(st.integers(0, 19), st.booleans())
 def test_a_share_of_the_runs_is_counted_as_it_is(words: int, before: bool) -> None:
     """19 words make 12 runs of 8; the first n words hold n - 7 of them."""

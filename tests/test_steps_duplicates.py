@@ -100,6 +100,14 @@ def test_ngrams_are_those_of_plain_lists(rows: list[list[str]], n: int) -> None:
     assert len(set(named.values())) == len(named)
 
 
+def test_a_short_row_has_one_run_of_its_own_words() -> None:
+    found = ngrams(words(["a", "b", "a", "c", "", "a b"]), 3)
+    assert found.lengths.tolist() == [1, 1, 1, 1, 0, 1]
+    first, _, again, *others = found.values.tolist()
+    assert first == again
+    assert len({first, *others}) == 3
+
+
 def test_sketches_estimate_the_jaccard_index() -> None:
     rng = np.random.default_rng(0)
     whole = [f"w{n}" for n in range(400)]
@@ -147,6 +155,13 @@ def test_bands_bring_together_what_is_at_the_threshold() -> None:
         width = similar.band_slots(threshold)
         assert 1 - (1 - threshold**width) ** (SLOTS // width) >= 0.99
         assert 1 - (1 - threshold ** (width + 1)) ** (SLOTS // (width + 1)) < 0.99
+
+
+def test_a_bucket_is_looked_through_to_its_end() -> None:
+    """Rows that are unlike a bucket's first may still be alike."""
+    rows = np.repeat(np.arange(4, dtype=np.uint32)[:, None], SLOTS, axis=1)[[0, 1, 2, 1, 3, 2]]
+    pairs = similar._alike([rows], np.zeros(6, np.uint64), np.arange(6), SLOTS)
+    assert sorted(zip(*(side.tolist() for side in pairs), strict=True)) == [(3, 1), (5, 2)]
 
 
 def test_of_equal_prompts_one_stands_for_all_and_its_own_rows_stay() -> None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from prefdata import logical, versions
 from prefdata.builds import finish, ledger
-from prefdata.builds.cleaning import Options, check_languages, steps
+from prefdata.builds.cleaning import Options, check_values, steps
 from prefdata.builds.job import Stage, Unit, build_key
 from prefdata.builds.masking import MaskStage
 from prefdata.builds.options import as_config, check
@@ -42,7 +42,7 @@ class Clean:
 
     def __init__(self, options: Options, root: str | None = None) -> None:
         check(options)
-        check_languages(options.languages)
+        check_values(options)
         self.options = options
         self.root = versions.root(root)
         self.parent = versions.find(options.source, root=root, kinds=tuple(logical.BASE))

@@ -92,8 +92,16 @@ def steps(
     return found
 
 
-def check_languages(languages: Sequence[str]) -> None:
-    """UserError for a language that can't be told."""
-    unknown = [language for language in languages if language not in LANGUAGES]
+def check_values(options: Options) -> None:
+    """UserError for what a step could do nothing sensible with."""
+    unknown = [language for language in options.languages if language not in LANGUAGES]
     if unknown:
         raise UserError(f"languages: {', '.join(unknown)} can't be told; these can: {', '.join(LANGUAGES)}")
+    for name in ("near_threshold", "decontaminate_share", "test_fraction"):
+        share = getattr(options, name)
+        if share is not None and share > 1:
+            raise UserError(f"{name} is {share}; it is a share, and must be at most 1")
+    for part in ("prompt", "answer"):
+        least, most = (getattr(options, f"{bound}_{part}_tokens") for bound in ("min", "max"))
+        if least is not None and most is not None and least > most:
+            raise UserError(f"min_{part}_tokens is {least} and max_{part}_tokens is {most}: nothing is between them")
