@@ -28,7 +28,7 @@ from trainers.data import RowBatch
 SHAPES = ((Shape(512, 128, rows=2), 5.0), (Shape(1792, 256, rows=1), 6.0))
 RATE = 0.6
 REAL = {"HH": "hh_helpful/train.jsonl", "UltraFeedback": "ultrafeedback_pairs/train.jsonl"}
-LONGEST = 2048  # tokens of a real pair
+LONGEST = 1024  # tokens of a real pair, as many as GPT-2's tokenizer is for
 SAME = 1e-4  # nats, of a loss
 
 
@@ -81,7 +81,7 @@ def run(
     pairs: int = 5,
     config: Any = TOY,
     shapes: Sequence[tuple[Shape, float | None]] = SHAPES,
-    real_steps: int = 8,
+    real_steps: int = 4,
 ) -> Report:
     """Synthetic shapes, then `real_steps` steps of two real pairs each."""
     lines, details = [], []

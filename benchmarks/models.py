@@ -6,16 +6,14 @@ import torch
 from transformers import LlamaConfig, Qwen2Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-# 35 million parameters with a vocabulary of 32,000: 16 in the embeddings, which the head shares, 19 in the layers
+# 35 million parameters: as Llama has it, the head shares nothing with the embeddings, and each of them has 12 million
 TOY = LlamaConfig(
     vocab_size=32_000,
-    hidden_size=512,
-    intermediate_size=1536,
+    hidden_size=384,
+    intermediate_size=1024,
     num_hidden_layers=6,
-    num_attention_heads=8,
-    num_key_value_heads=4,
+    num_attention_heads=6,
     max_position_embeddings=4096,
-    tie_word_embeddings=True,
 )
 # Qwen 2.5 of 0.5 and of 1.5 billion parameters
 HALF_B = Qwen2Config(

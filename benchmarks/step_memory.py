@@ -29,7 +29,15 @@ from benchmarks.trl_side import TrlStep, examples
 from prefdata.errors import UserError
 from prefdata.logprobs import Tree
 
-SMALL = resized(TOY, hidden_size=256, intermediate_size=768, num_hidden_layers=4)
+SMALL = resized(
+    TOY,
+    hidden_size=256,
+    intermediate_size=768,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=4,
+    head_dim=64,
+)
 VOCABULARIES = (8_000, 32_000, 128_000)
 SHAPES = (Shape(256, 256, rows=1), Shape(256, 256, rows=2))
 # what twice the tokens may add to the growth: the allocator's noise

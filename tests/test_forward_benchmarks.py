@@ -25,7 +25,16 @@ from prefdata.errors import UserError
 from prefdata.logprobs import Tree
 from tests.samples import samples_dir
 
-TINY = resized(TOY, vocab_size=60, hidden_size=16, intermediate_size=32, num_hidden_layers=2, head_dim=2)
+TINY = resized(
+    TOY,
+    vocab_size=60,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    num_key_value_heads=4,
+    head_dim=2,
+)
 SHAPE = Shape(6, 4, rows=2)
 
 
