@@ -12,12 +12,12 @@ import numpy as np
 
 from prefdata.records import Messages
 
+_encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
 
 def canonical(value: Any) -> bytes:
     """The one byte string of a value. Floats are refused: their spelling is not portable."""
-    return json.dumps(_plain(value), ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode(
-        "utf-8", "surrogatepass"
-    )
+    return _encode(_plain(value)).encode("utf-8", "surrogatepass")
 
 
 def digest(value: Any) -> str:
@@ -27,12 +27,12 @@ def digest(value: Any) -> str:
 
 def prompt_id(prompt: Messages, tools: str | None = None) -> str:
     """Equal prompts (and tools) share it."""
-    return digest({"prompt": _turns(prompt), "tools": tools})
+    return _digest({"prompt": _turns(prompt), "tools": tools})
 
 
 def pair_row_id(prompt: Messages, chosen: Any, rejected: Any, tools: str | None = None) -> str:
     """A side is its messages, or its token ids where they were generated."""
-    return digest(
+    return _digest(
         {
             "kind": "pairs",
             "prompt": _turns(prompt),
@@ -45,7 +45,7 @@ def pair_row_id(prompt: Messages, chosen: Any, rejected: Any, tools: str | None 
 
 def completion_row_id(prompt: Messages, completion: Any, tools: str | None = None) -> str:
     """The completion is its messages, or its token ids where they were generated."""
-    return digest({"kind": "completions", "prompt": _turns(prompt), "completion": _side(completion), "tools": tools})
+    return _digest({"kind": "completions", "prompt": _turns(prompt), "completion": _side(completion), "tools": tools})
 
 
 def sample_row_id(
@@ -65,7 +65,7 @@ def sample_row_id(
 
 def judged_row_id(prompt: Messages, completion: Any, label: bool, tools: str | None = None) -> str:
     """One answer judged good by one and bad by another is two rows; a weight is no part of it."""
-    return digest(
+    return _digest(
         {
             "kind": "unpaired",
             "prompt": _turns(prompt),
@@ -78,7 +78,7 @@ def judged_row_id(prompt: Messages, completion: Any, label: bool, tools: str | N
 
 def prompt_row_id(prompt: Messages, tools: str | None = None) -> str:
     """A prompt that stands for itself, without an answer."""
-    return digest({"kind": "prompts", "prompt": _turns(prompt), "tools": tools})
+    return _digest({"kind": "prompts", "prompt": _turns(prompt), "tools": tools})
 
 
 def tokens_id(prompt_ids: Iterable[int], completion_ids: Iterable[int]) -> str:
@@ -92,6 +92,12 @@ def tokens_id(prompt_ids: Iterable[int], completion_ids: Iterable[int]) -> str:
 
 def _int32(ids: Iterable[int]) -> np.ndarray[Any, np.dtype[np.int32]]:
     return np.asarray(ids if isinstance(ids, np.ndarray | list | tuple) else [*ids], dtype="<i4")
+
+
+def _digest(fields: dict[str, Any]) -> str:
+    """`digest` of fields whose values hold no null and no float, as messages and token ids do not."""
+    said = {key: value for key, value in fields.items() if value is not None}
+    return hashlib.sha256(_encode(said).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _turns(messages: Messages) -> list[dict[str, str]]:

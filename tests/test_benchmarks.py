@@ -129,3 +129,11 @@ def test_selection_runs_and_both_sides_make_the_same_pairs(tmp_path: Path, capsy
         assert mine[name].to_list() == theirs[name].to_list()
     selection._tell([Pair(taken(2), taken(1), True)], 2_000)
     assert "share of polars': 0.50" in capsys.readouterr().out
+
+
+def test_the_benchmark_of_ingest_runs(tmp_path: Path) -> None:
+    from benchmarks import ingest
+
+    (pair,) = ingest.measured(samples_dir(), rows=64, pairs=1)
+    assert pair.ours.wall_s > 0
+    assert pair.theirs.wall_s > 0

@@ -260,6 +260,6 @@ def test_only_the_best_scored_answers_of_a_prompt_are_good_answers(tmp_path: Pat
         {"prompt": "w5", "responses": ["w6 w9"], "rewards": [0]},
     )
     do(root, write(tmp_path / "x.jsonl", *rows), model=model, split="train")
-    built = sapo(Path(root)).version
+    built = sapo(Path(root), seed=1).version
     assert {row["chosen"][0]["content"] for row in all_rows(built)} == {"w3 w9", "w4 w9", "w6 w9"}
     assert Counter(line["reason"] for line in ledger(built)) == {None: 3, "lower_score": 1}

@@ -95,7 +95,9 @@ class Ingest:
             "reference": self.reference and self.reference["fingerprint"],
         }
         self.build_key = build_key(NAME, self.config, [], fingerprints)
-        self._tokenising = TokeniseStage(self.reading, renderer, limits, self.options, _decisive(self.tokenizer))
+        self._tokenising = TokeniseStage(
+            self.reading, renderer, limits, self.options, _decisive(self.tokenizer), self.work.done
+        )
         versions.writable(self.root)
 
     def stages(self) -> Iterator[Stage]:

@@ -1,6 +1,6 @@
 """The stage of an ingest that makes rows: what the source says, tokenised, in batches of the source's order."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256
 from itertools import islice
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from prefdata.draws import row_seed
 from prefdata.identity import digest, spelled
 from prefdata.records import Parsed, RawRow, Record, SetAside, Several
 from prefdata.steps import gate
-from prefdata.steps.tokenise import Row, rows
+from prefdata.steps.tokenise import Fitted, Row, assembled, fit
 from prefdata.tokens import Limits, Renderer
 from prefdata.work import Tables, unit_key
 
@@ -49,6 +49,17 @@ class _Part(NamedTuple):
     stage: str = "tokens"  # that sets it aside, if one does
 
 
+class _Tokenised(NamedTuple):
+    parts: list[_Part]
+    records: list[Record]  # those of the parts, each once
+    fits: list[Fitted | SetAside]
+
+
+class _Batch(NamedTuple):
+    read: Sequence[tuple[RawRow, Parsed]]
+    tokenised: _Tokenised | None  # None: the unit was done when it was read
+
+
 class TokeniseStage:
     """Parsed rows -> rows with tokens, and a line for every part of every row read."""
 
@@ -61,7 +72,9 @@ class TokeniseStage:
         limits: Limits,
         options: Settled,
         tokenizer: dict[str, Any],
+        done: Callable[[str], bool],
     ) -> None:
+        self._done = done
         self._reading, self._renderer, self._limits, self._options = reading, renderer, limits, options
         self._config = {
             "format": reading.format,
@@ -73,19 +86,27 @@ class TokeniseStage:
         self.keys: list[str] = []
 
     def units(self) -> Iterator[Unit]:
-        """Runs of source rows, each keyed by what was read."""
+        """Runs of source rows, each keyed by what was read.
+
+        Their texts are tokenised here, unless that is done, since whoever asks for units asks for the next one while the
+        last is computed.
+        """
         self.keys = []
         read = iter(self._reading)
         while batch := list(islice(read, UNIT_ROWS)):
-            unit = Unit(self._key(batch), len(batch), batch)
-            self.keys.append(unit.key)
-            yield unit
+            key = self._key(batch)
+            self.keys.append(key)
+            yield Unit(key, len(batch), _Batch(batch, None if self._done(key) else self._tokenised(batch)))
+
+    def _tokenised(self, batch: Sequence[tuple[RawRow, Parsed]]) -> "_Tokenised":
+        parts = [_judged(part) for raw, parsed in batch for part in _parts(raw, parsed)]
+        records = list(dict.fromkeys(part.record for part in parts if not isinstance(part.record, SetAside)))
+        return _Tokenised(parts, records, fit(records, self._renderer, self._limits))
 
     def compute(self, unit: Unit) -> Tables:
         """The rows, each record once, and the lines."""
-        parts = [_judged(part) for raw, parsed in unit.inputs for part in _parts(raw, parsed)]
-        records = list(dict.fromkeys(part.record for part in parts if not isinstance(part.record, SetAside)))
-        made = dict(zip(records, rows(records, self._renderer, self._limits), strict=True))
+        parts, records, fits = unit.inputs.tokenised or self._tokenised(unit.inputs.read)
+        made = dict(zip(records, assembled(records, fits), strict=True))
         good = {record: row for record, row in made.items() if not isinstance(row, SetAside)}
         positions = {record: number for number, record in enumerate(good)}
         lines = []

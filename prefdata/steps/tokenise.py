@@ -17,7 +17,7 @@ _BATCH = 1024  # records whose texts go through the tokenizer together; enough t
 
 
 @dataclass(frozen=True)
-class _Fitted:
+class Fitted:
     """The ids of a row within its limits; the answers stand as in `records.sides`."""
 
     prompt_ids: list[int]
@@ -36,8 +36,15 @@ def rows(
 
     `source` names where records came from that do not say it themselves.
     """
+    return assembled(records, fit(records, renderer, limits), method=method, source=source)
+
+
+def assembled(
+    records: Sequence[Record], fits: Sequence[Fitted | SetAside], *, method: str = "human", source: str = ""
+) -> list[Row | SetAside]:
+    """`rows`, of records whose texts `fit` has turned into ids."""
     made: list[Row | SetAside] = []
-    for record, fitted in zip(records, _fit_all(records, renderer, limits), strict=True):
+    for record, fitted in zip(records, fits, strict=True):
         if isinstance(fitted, SetAside):
             made.append(fitted)
             continue
@@ -51,8 +58,9 @@ def rows(
     return made
 
 
-def _fit_all(records: Sequence[Record], renderer: Renderer, limits: Limits) -> list[_Fitted | SetAside]:
-    fitted: list[_Fitted | SetAside] = []
+def fit(records: Sequence[Record], renderer: Renderer, limits: Limits) -> list[Fitted | SetAside]:
+    """The ids of each record within the limits, or why it has none. Nearly all of it runs in the tokenizer's own threads."""
+    fitted: list[Fitted | SetAside] = []
     for start in range(0, len(records), _BATCH):
         batch = records[start : start + _BATCH]
         tokenised = renderer.render(
@@ -62,7 +70,7 @@ def _fit_all(records: Sequence[Record], renderer: Renderer, limits: Limits) -> l
     return fitted
 
 
-def _fit(names: tuple[str, ...], tokenised: Tokenised | SetAside, limits: Limits) -> _Fitted | SetAside:
+def _fit(names: tuple[str, ...], tokenised: Tokenised | SetAside, limits: Limits) -> Fitted | SetAside:
     if isinstance(tokenised, SetAside):
         return tokenised
     answers: dict[str, Rendered] = {}
@@ -77,7 +85,7 @@ def _fit(names: tuple[str, ...], tokenised: Tokenised | SetAside, limits: Limits
     return _limited(tokenised.prompt_ids, answers, limits)
 
 
-def _limited(prompt_ids: list[int], answers: dict[str, Rendered], limits: Limits) -> _Fitted | SetAside:
+def _limited(prompt_ids: list[int], answers: dict[str, Rendered], limits: Limits) -> Fitted | SetAside:
     """The prompt whole, each answer in what room it leaves."""
     if len(prompt_ids) > min(limits.max_prompt_length or limits.max_length, limits.max_length - 1):
         return SetAside("prompt_too_long", f"the prompt has {len(prompt_ids)} tokens; {_told(limits)}")
@@ -91,18 +99,21 @@ def _limited(prompt_ids: list[int], answers: dict[str, Rendered], limits: Limits
     cut = {name: answer.cut(room) for name, answer in answers.items()}
     if _identical(cut):
         return SetAside("identical_after_truncation", f"the first {room} tokens are the same; {_told(limits)}")
-    return _Fitted(prompt_ids, cut)
+    return Fitted(prompt_ids, cut)
 
 
 def _identical(answers: dict[str, Rendered]) -> bool:
-    return len(answers) == 2 and len({tuple(answer.ids) for answer in answers.values()}) == 1
+    if len(answers) != 2:
+        return False
+    one, other = answers.values()
+    return one.ids == other.ids
 
 
 def _told(limits: Limits) -> str:
     return ", ".join(f"{key} {value}" for key, value in limits.as_dict().items() if value is not None)
 
 
-def _columns(record: Record, fitted: _Fitted) -> Row:
+def _columns(record: Record, fitted: Fitted) -> Row:
     """What differs from kind to kind."""
     if isinstance(record, Prompt):
         return {"row_id": identity.prompt_row_id(record.prompt, record.tools)}
@@ -122,7 +133,7 @@ def _optional(record: Completion) -> Row:
     return {name: value for name, value in (("scores", scores), ("generator", record.generator)) if value}
 
 
-def _pair_columns(record: Comparison, fitted: _Fitted) -> Row:
+def _pair_columns(record: Comparison, fitted: Fitted) -> Row:
     chosen, rejected = fitted.answers["chosen"], fitted.answers["rejected"]
     scores = record.chosen_score, record.rejected_score
     return {
@@ -146,7 +157,7 @@ def _pair_columns(record: Comparison, fitted: _Fitted) -> Row:
     }
 
 
-def _completion_columns(record: Completion | Judged, fitted: _Fitted) -> Row:
+def _completion_columns(record: Completion | Judged, fitted: Fitted) -> Row:
     completion = fitted.answers["completion"]
     return {
         "completion": _turns(record.completion),
@@ -158,7 +169,7 @@ def _completion_columns(record: Completion | Judged, fitted: _Fitted) -> Row:
     }
 
 
-def _prompt_columns(record: Record, fitted: _Fitted) -> Row:
+def _prompt_columns(record: Record, fitted: Fitted) -> Row:
     return {
         "prompt_id": identity.prompt_id(record.prompt, record.tools),
         "prompt": _turns(record.prompt),
