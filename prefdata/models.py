@@ -135,6 +135,30 @@ def load_classifier(
     return model.to(device or _default_device()).eval()  # type: ignore[no-any-return]
 
 
+def load_encoder(name: str, *, device: str | None = None, trust_remote_code: bool = False) -> "PreTrainedModel":
+    """A model of any kind without its head, for its hidden states: float32, in eval mode, every dropout 0."""
+    from transformers import AutoModel
+
+    source = resolve(name, remote_code=trust_remote_code)
+    weight_files(source)
+    config = _config_in(source, name, trust_remote_code)
+    _drop_nothing(config)
+    with _in_words(name, "a model with hidden states"), _no_progress_bar():
+        loaded: Any = AutoModel.from_pretrained(
+            source.folder,
+            config=config,
+            dtype="float32",
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+        )
+        model, found = loaded
+        # a pooler that the files may lack comes after the hidden states
+        found["missing_keys"] = {key for key in found["missing_keys"] if not key.startswith("pooler.")}
+        _check_complete(name, found)
+    return model.to(device or _default_device()).eval()  # type: ignore[no-any-return]
+
+
 def load_config(name: str, *, trust_remote_code: bool = False) -> "PretrainedConfig":
     """The model's configuration alone: no weights are read or downloaded."""
     return _config_in(resolve(name, weights=False, remote_code=trust_remote_code), name, trust_remote_code)
@@ -306,7 +330,7 @@ def _check_complete(name: str, found: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def _in_words(name: str) -> Iterator[None]:
+def _in_words(name: str, wanted: str = "a causal language model") -> Iterator[None]:
     """What transformers raises for a folder it cannot load, as one sentence."""
     from safetensors import SafetensorError
 
@@ -317,7 +341,7 @@ def _in_words(name: str) -> Iterator[None]:
             raise UserError(
                 f"model {name} comes with Python code of its own, which is not run unless you say --trust-remote-code."
             ) from error
-        raise UserError(f"model {name} cannot be loaded as a causal language model: {_first_line(error)}") from error
+        raise UserError(f"model {name} cannot be loaded as {wanted}: {_first_line(error)}") from error
 
 
 def _first_line(error: BaseException) -> str:

@@ -62,6 +62,7 @@ class Manifest(TypedDict):
     tokenizer: dict[str, Any]  # digest, template, template arguments, end ids, limits
     generator: dict[str, Any] | None  # model digest, engine, dtype, batch_invariant, sampling
     reference: dict[str, Any] | None  # model digest, dtype, forward
+    embeddings: NotRequired[dict[str, Any] | None]  # model that prompt_embedding comes from, and how it pools
     logical_hash: str  # sha256 over ids, text, tokens and labels; not over log-probs or file layout
     counts: Counts
     files: list[FileEntry]  # all but the manifest

@@ -93,7 +93,7 @@ REASONS: dict[str, str] = {
     "not_kept": "of the segments drawn for the answer, the reference's log-probs (or chance) chose others",
     "segment_unchanged": "every redraw of the segment gave back the original tokens",
     "nothing_to_regenerate": "the answer has no content token to regenerate",
-    "not_finite": "the reference gave a log-prob that is not finite",
+    "not_finite": "the reference gave a log-prob, or the embedding model a vector, that is not finite",
     # export: what a target's own layout has no place for
     "several_messages": "a side is not one assistant message, and the target takes exactly one",
     "role_not_taken": "the target has no name for the role of a turn",

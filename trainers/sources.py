@@ -10,6 +10,7 @@ from prefdata import reference, versions
 from prefdata.errors import UserError
 from prefdata.tokens import differences
 from prefdata.versions import Version
+from schemas.embeddings import COLUMN
 from trainers import contract, data, overlap
 from trainers.contract import reference_of
 from trainers.loss import Loss
@@ -112,6 +113,14 @@ def _apart(first: Version, other: Version, loss: Loss) -> str | None:
     found = differences(first.manifest["tokenizer"], other.manifest["tokenizer"])
     if found:
         return f"{'; '.join(found)} ({first.name} is there, {other.name} here). Name versions made for one model."
+    if COLUMN in loss.reading(first.kind).values:
+        named = [version.manifest.get("embeddings") or {} for version in (first, other)]
+        if named[0].get("fingerprint") != named[1].get("fingerprint"):
+            return (
+                f"--loss {loss.name} compares prompt embeddings, which are of {named[0].get('name')} in {first.name} and of"
+                f" {named[1].get('name')} in {other.name}. Add both by one model:  python -m flows.add_reference"
+                f" {other.name} --embeddings {named[0].get('name')}"
+            )
     if loss.referenced:
         ours, theirs = reference_of(first.manifest), reference_of(other.manifest)
         if _reference_id(first) != _reference_id(other):

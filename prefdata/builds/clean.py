@@ -26,6 +26,7 @@ from prefdata.steps.private_data import MASK
 from prefdata.versions import Version
 from prefdata.work import Tables, Work, unit_key
 from schemas.cleaned import CLEANED
+from schemas.embeddings import COLUMN
 from schemas.manifest import FileEntry
 
 __all__ = ["NAME", "Clean", "Options", "job"]
@@ -104,10 +105,10 @@ class Clean:
 
     @property
     def _lost(self) -> list[str]:
-        """Columns of log-probs, once there are rows without any."""
+        """Columns that models made of the tokens or the text, once there are rows without any."""
         if self._masking is None or not self._masking.masked_any or self.parent.kind not in logical.REFERENCE:
             return []
-        return list(logical.reference_of(self.parent.kind, self.parent.columns()).names)
+        return [*logical.reference_of(self.parent.kind, self.parent.columns()).names, COLUMN]
 
     @cached_property
     def cleaned(self) -> Cleaned:
@@ -118,7 +119,7 @@ class Clean:
     def _fields(self) -> dict[str, Any]:
         same = ("kind", "round", "sources", "tokenizer", "generator", "reference")
         manifest: dict[str, Any] = dict(self.parent.manifest)
-        lost = {"reference": None} if self._lost else {}
+        lost = {"reference": None} if self._lost else {"embeddings": manifest.get("embeddings")}
         return {
             **{name: manifest[name] for name in same},
             **lost,

@@ -15,6 +15,7 @@ class ClearPairs(PairsJob):
 
     name = "build-paired"
     kinds = (pairs.KIND,)
+    keeps_columns = True
     brings_logps = True
     judged_by = ("row_id", "margin", "preference")
 

@@ -29,6 +29,7 @@ class CompletionsJob(Selecting):
     """Publishes completions of the parent, unchanged but for columns that the selection adds."""
 
     kinds = (completions.KIND,)
+    keeps_columns = True
     brings_logps = True
 
     def select(self, split: str) -> Kept:

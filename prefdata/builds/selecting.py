@@ -31,6 +31,7 @@ class Selecting:
 
     name: str
     kinds: tuple[str, ...]
+    keeps_columns = False  # whether the new rows have all that the parent's have
     brings_logps = False  # whether its units bring along the log-probs that the parent's rows have
 
     def __init__(self, options: Any, root: str | None = None) -> None:
@@ -114,6 +115,7 @@ class Selecting:
             "tokenizer": manifest["tokenizer"],
             "generator": manifest["generator"],
             "reference": self.reference,
+            **({"embeddings": manifest.get("embeddings")} if self.keeps_columns else {}),
             **more,
         }
 
