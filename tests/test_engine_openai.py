@@ -71,10 +71,11 @@ def test_samples_are_those_that_the_servers_model_draws(model: str, server: Open
         assert one.token_logps == (None if sampling.greedy else pytest.approx(other.token_logps, abs=1e-4))
 
 
-def test_log_probs_of_another_distribution_are_not_kept(model: str) -> None:
+def test_log_probs_of_another_distribution_are_not_kept(model: str, caplog: pytest.LogCaptureFixture) -> None:
     with openai_server(FakeVllm(model, raw=True), models=(entry(),)) as server:
         engine = load(model, server)
         assert all(one.token_logps is None for one in engine.generate(REQUESTS, SAMPLING))
+        assert "--logprobs-mode processed_logprobs" in caplog.text
         assert all(one.token_logps is not None for one in engine.generate(REQUESTS, PLAIN))
 
 

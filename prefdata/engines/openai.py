@@ -4,6 +4,7 @@ Stored rows are token ids, so ids go there and ids come back, by two options of 
 have (`return_token_ids`, `stop_token_ids`). That they mean the same there as here is checked before anything is drawn.
 """
 
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -20,6 +21,8 @@ CHECKED_IDS = 4096  # of a vocabulary, spread over it
 BEYOND = 1024
 _NO_LOGP = -9999.0  # what vLLM writes for minus infinity
 _NEEDED = "stored rows are token ids, and this engine needs a server that takes and returns them: start one with  vllm serve MODEL"
+
+_log = logging.getLogger(__name__)
 
 # all that would otherwise come from the model's own generation settings
 _PLAIN = {
@@ -53,6 +56,7 @@ class OpenAIEngine:
         filters, rather than the model's own."""
         self._servers, self._description = servers, description
         self._positions, self._vocabulary, self._tells_logps = positions, vocabulary, tells_logps
+        self._said = False
 
     @classmethod
     def load(
@@ -110,9 +114,14 @@ class OpenAIEngine:
 
     def _stream(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sample]:
         bodies = [_body(request, sampling, self._vocabulary) for request in requests]
-        logps_told = not sampling.greedy and (
-            self._tells_logps or (sampling.temperature, sampling.top_k, sampling.top_p) == (1.0, 0, 1.0)
-        )
+        plain = (sampling.temperature, sampling.top_k, sampling.top_p) == (1.0, 0, 1.0)
+        logps_told = not sampling.greedy and (self._tells_logps or plain)
+        if not (logps_told or sampling.greedy or self._said):
+            self._said = True
+            _log.warning(
+                "the servers' log-probs are those before temperature and filters, so none are stored; start vllm serve with "
+                "--logprobs-mode processed_logprobs to have them"
+            )
         for number, answer in self._servers.each("/completions", bodies):
             request = requests[number]
             choices = _choices(answer, bodies[number]["n"])
