@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
 import torch
 
@@ -139,7 +140,7 @@ def test_a_copy_of_the_start_has_no_divergence_and_other_weights_have_theirs(wor
     measuring = measured.Measuring(world.version, Renderer.load(world.model), world.model, asked, tmp_path)
     start, same, found = (measuring.measure(str(model)) for model in (world.model, copy, other))
     assert same == pytest.approx(start, abs=1e-5)
-    prompts = world.version.table("test").slice(0, 8)
+    prompts = measuring._prompts
     engine = TransformersEngine(changed, models.describe(str(other)))
     drawn = engine.generate(
         [
@@ -155,6 +156,27 @@ def test_a_copy_of_the_start_has_no_divergence_and_other_weights_have_theirs(wor
         gaps.append(logprobs.score(changed, tree)[0][0].sum() - logprobs.score(base, tree)[0][0].sum())
     assert found["kl"] == pytest.approx(sum(gaps) / 8, abs=1e-4)
     assert found["kl"] > 0.1
+
+
+def test_prompts_are_drawn_from_the_whole_split_and_none_twice(world: World, tmp_path: Path) -> None:
+    """A split may be sorted, and its beginning be of one kind."""
+    split = world.version.table("test")
+    ids = split["prompt_id"].to_pylist()
+    twice = publish(
+        tmp_path,
+        {
+            "train": split,
+            "test": pa.concat_tables([split, split])
+            .drop_columns("row_id")
+            .add_column(0, "row_id", [[f"{n}" for n in range(2 * len(split))]]),
+        },
+        world.model,
+    )
+    drawn = measured._prompts(twice, 10)["prompt_id"].to_pylist()
+    assert len(set(drawn)) == 10
+    assert set(drawn) <= set(ids)
+    assert set(drawn) != set(ids[:10])
+    assert drawn[:4] == measured._prompts(twice, 4)["prompt_id"].to_pylist()
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,10 @@ class Measuring:
     def digest(self) -> str:
         """Of everything but the model that decides the numbers, the checker's code included."""
         source = inspect.getsource(self._check) if self._check and inspect.isfunction(self._check) else ""
-        decides = [self._version.logical_hash, models.describe(self._start)["digest"], vars(self._asked), source]
+        prompts = self._prompts["row_id"].to_pylist()
+        decides = [
+            self._version.logical_hash, models.describe(self._start)["digest"], vars(self._asked), source, prompts
+        ]  # fmt: skip
         return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -138,10 +141,12 @@ class Measuring:
 
 
 def _prompts(version: Version, most: int) -> pa.Table:
-    """Different held-out prompts, the first ones of the split."""
+    """Different held-out prompts, drawn by their ids: a split may be in any order."""
     rows = version.table("test", columns=["row_id", "prompt_id", "prompt", "prompt_ids"])
-    first = pl.Series(rows["prompt_id"]).is_first_distinct()
-    return rows.filter(first.to_arrow()).slice(0, most)
+    names = pl.Series(rows["prompt_id"])
+    first = rows.filter(names.is_first_distinct().to_arrow())
+    order = np.argsort(draws.uniform(0, first["prompt_id"].to_pylist(), "comparison"))
+    return first.take(order[:most])
 
 
 def _text(prompt: Sequence[Mapping[str, Any]]) -> str:

@@ -231,7 +231,7 @@ OF_PAIRS: Mapping[str, Callable[[PairFacts], list[Proposal]]] = {
     "ipo": squared,
     "psi_po": squared,
     "ipo_mean": squared_per_token,
-    "sppo_hard": absolute_target,
+    **dict.fromkeys(("sppo", "sppo_hard"), absolute_target),
     "simpo": mean_margin,
     "orpo": odds,
 }
