@@ -176,6 +176,8 @@ def test_prompts_are_drawn_from_the_whole_split_and_none_twice(world: World, tmp
     assert len(set(drawn)) == 10
     assert set(drawn) <= set(ids)
     assert set(drawn) != set(ids[:10])
+    ours = measured.Measuring(world.version, Renderer.load(world.model), world.model, Asked(5), tmp_path, prompts=twice)
+    assert ours._prompts["prompt_id"].to_pylist() == drawn[:5]
     assert drawn[:4] == measured._prompts(twice, 4)["prompt_id"].to_pylist()
 
 
@@ -203,6 +205,9 @@ def test_what_cannot_be_compared_is_refused_before_anything_is_trained(
     assert "none of dpo, simpo has a knob called 'tau'" in capsys.readouterr().err
     assert compare.main([*line, "--loss", "dpo", "--seeds", "a"]) == 2
     assert "whole numbers" in capsys.readouterr().err
+    bare = publish(tmp_path / "data", {"train": world.version.table("train")}, world.model)
+    assert compare.main([*line, "--loss", "simpo", "--prompts", bare.url]) == 2
+    assert "v1 holds out no rows" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

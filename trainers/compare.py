@@ -21,6 +21,7 @@ from trainers.options import Options
 from trainers.processes import Processes, Say
 
 if TYPE_CHECKING:
+    from prefdata.versions import Version
     from trainers.measured import Asked
     from trainers.plan import Plan
 
@@ -38,6 +39,7 @@ class Wanted:
     lr_scale: float
     asked: "Asked"
     out: Path
+    prompts: str | None = None  # a version whose held-out prompts are answered
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -75,6 +77,11 @@ def parser() -> argparse.ArgumentParser:
     line.add_argument("--root", help="where versions are; unset: $PREFDATA_ROOT, else ./data")
     line.add_argument("--dtype", choices=("float32", "bfloat16"), help="of matrix products; unset: as trainers.run")
     line.add_argument("--answers", type=int, default=100, help="held-out prompts that are answered (default: 100)")
+    line.add_argument(
+        "--prompts",
+        metavar="VERSION",
+        help="whose held-out prompts are answered; unset: those of --data, of which a build may have kept the hard ones only",
+    )
     line.add_argument("--most-tokens", type=int, default=128, help="of an answer (default: 128)")
     line.add_argument(
         "--check",
@@ -107,7 +114,7 @@ def _wanted(given: argparse.Namespace) -> Wanted:
     base = Options(data=given.data, loss=losses[0], **same)
     asked = Asked(given.answers, given.most_tokens, given.check, given.batch_size)
     out = given.out or Path("runs") / f"compare-{Path(given.data).name}"
-    return Wanted(base, losses, seeds, tuple(given.set), given.lr_scale, asked, out)
+    return Wanted(base, losses, seeds, tuple(given.set), given.lr_scale, asked, out, given.prompts)
 
 
 def compare(wanted: Wanted, *, say: Say = print) -> bool:
@@ -136,7 +143,7 @@ def compare(wanted: Wanted, *, say: Say = print) -> bool:
         "start": {"name": start, "is_reference": _is_reference(plans[wanted.losses[0]]), **before},
         "budget": {name: getattr(wanted.base, name) for name in ("steps", "epochs", "batch_size", "accumulate")},
         "knobs": {loss: plan.config["knobs"] for loss, plan in plans.items()},
-        "asked": vars(wanted.asked),
+        "asked": {**vars(wanted.asked), "prompts_of": wanted.prompts},
         "runs": runs,
     }
     _write(wanted.out, content)
@@ -172,11 +179,27 @@ def _measuring(wanted: Wanted, plan: "Plan") -> tuple[Any, str]:
     if "test" not in version.splits:
         raise UserError(f"data version {version.name} holds out no rows, and objectives are compared on held-out ones.")
     _check_settings(wanted)
+    prompts = _prompts(wanted, version)
     try:
         wanted.out.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise UserError(f"cannot make the folder {wanted.out}: {problem.strerror or problem}.") from problem
-    return Measuring(version, plan.renderer, plan.model, wanted.asked, wanted.out), plan.model
+    return Measuring(version, plan.renderer, plan.model, wanted.asked, wanted.out, prompts=prompts), plan.model
+
+
+def _prompts(wanted: Wanted, version: "Version") -> "Version":
+    """The version whose prompts are answered. UserError if it holds out none or has tokens of another tokenizer."""
+    from prefdata import versions
+    from prefdata.tokens import differences
+
+    if wanted.prompts is None:
+        return version
+    found = versions.find(wanted.prompts, root=wanted.base.root)
+    if "test" not in found.splits:
+        raise UserError(f"--prompts {wanted.prompts}: {found.name} holds out no rows; name a version that does.")
+    if unlike := differences(found.manifest["tokenizer"], version.manifest["tokenizer"]):
+        raise UserError(f"--prompts {wanted.prompts}: its tokens are not those of {version.name}: {'; '.join(unlike)}.")
+    return found
 
 
 def _check_settings(wanted: Wanted) -> None:

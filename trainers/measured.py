@@ -56,16 +56,28 @@ def load_check(named: str) -> Check:
 
 
 class Measuring:
-    """The held-out rows and prompts of a version, for one model after another."""
+    """The held-out rows of a version and held-out prompts, for one model after another."""
 
-    def __init__(self, version: Version, renderer: Renderer, start: str, asked: Asked, folder: Path) -> None:
-        """`start`: the model that training starts from, which drift and KL are measured against. `folder`: for spooled rows."""
+    def __init__(
+        self,
+        version: Version,
+        renderer: Renderer,
+        start: str,
+        asked: Asked,
+        folder: Path,
+        *,
+        prompts: Version | None = None,
+    ) -> None:
+        """`start`: the model that training starts from, which drift and KL are measured against. `folder`: for spooled rows.
+
+        `prompts`: the version whose held-out prompts are answered, in the place of the version's own.
+        """
         referenced = {"ref_chosen_logps", "ref_rejected_logps"} <= set(version.columns())
         self._task = Task(parse("dpo" if referenced else "orpo", None, ()), version.kind)
         self._rows = data.load(version, "test", self._task.loss.reading(version.kind), folder)
         self._version, self._renderer, self._start, self._asked = version, renderer, start, asked
         self._check = load_check(asked.check) if asked.check else None
-        self._prompts = _prompts(version, asked.answers)
+        self._prompts = _prompts(prompts or version, asked.answers)
         self.referenced = referenced
 
     def measure(self, model: str) -> dict[str, float]:
