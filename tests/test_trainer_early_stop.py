@@ -47,7 +47,7 @@ def stop_in_evaluation(number: int) -> Talk:
 
 def held_out_losses(talk: Talk) -> dict[int, str]:
     """Of every step that was evaluated, the loss as it was said."""
-    lines = [line.split() for line in talk if "held out:" in line]
+    lines = [line.split() for line in talk if line.startswith("step ") and "held out:" in line]
     return {int(words[1]): words[words.index("loss") + 1] for words in lines}
 
 
