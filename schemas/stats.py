@@ -180,6 +180,14 @@ TABLES: dict[str, pa.Schema] = {
             _measure("baseline_score", "mean score of their greedy completions"),
         ]
     ),
+    "marks": pa.schema(
+        [
+            _SPLIT,
+            required("column", pa.string(), "private_data or noise_hints"),
+            required("mark", pa.string(), "what the column says"),
+            _count("rows", "rows of which it says that; a row may have several marks"),
+        ]
+    ),
     "ledger_reasons": pa.schema(
         [
             required("stage", pa.string(), "last stage the rows reached"),

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ import pytest
 
 from prefdata import versions
 from prefdata.builds.clean import Options, job
+from prefdata.builds.cleaning import steps
 from prefdata.builds.job import Outcome, run
 from prefdata.errors import UserError
+from prefdata.sources.evaluations import Evaluation
 from prefdata.verify import verify
 from prefdata.versions import Version
 from tests import tiny_world
@@ -181,6 +184,10 @@ def test_all_steps_in_one_chain(make: Callable[[str], dict[str, Any]], root: str
     assert [stage["stage"] for stage in version.manifest["counts"]["stages"]] == [*stages.split(), "publish"]
     held = [row["private_data"] for split in version.splits for row in version.table(split).to_pylist()]
     assert held.count(["email"]) + held.count(None) == len(held)
+    (told,) = [entry for entry in version.files("stats") if entry["path"] == "stats/marks.parquet"]
+    counted = version.read(told).to_pylist()
+    assert sum(row["rows"] for row in counted if row["mark"] == "email") == held.count(["email"])
+    assert {row["column"] for row in counted} <= {"private_data", "noise_hints"}
     assert {"contaminated", "over_source_cap"} <= set(reasons(version))
     again = cleaned(root, source=version.name, private_data="flag", noise_hints=True).version  # columns set anew
     assert (again.schema, again.logical_hash) == (version.schema, version.logical_hash)
@@ -200,3 +207,16 @@ def test_what_no_step_could_use_is_refused_in_words(options: dict[str, Any], sai
     ingested(root, model, [pairs(ASKED[0])])
     with pytest.raises(UserError, match=re.escape(said)):
         cleaned(root, **options)
+
+
+def test_the_page_names_every_option_and_every_step() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "cleaning.md").read_text()
+    named = {word for line in page.splitlines() for word in re.findall(r"`(\w+)`", line)}
+    assert {knob.name for knob in fields(Options)} - {"source", "seed"} <= named
+    every = Options(
+        private_data="mask", max_prompt_tokens=1, languages=("en",), exact="rows", near="rows", max_per_prompt=1
+    )
+    every = replace(every, max_per_source=1, test_fraction=0.0, noise_hints=True)
+    found = steps(every, "pairs", [Evaluation("exam", "", (("Who?",),))])
+    table = [line.split("|")[2] for line in page.splitlines() if line.startswith("| `")]
+    assert [step.name for step in found] == [name for cell in table for name in re.findall(r"`(\w+)`", cell)]

@@ -13,7 +13,7 @@ from prefdata.builds.clean import Clean, Options
 from prefdata.errors import UserError
 from prefdata.tokens import Limits, Renderer
 from prefdata.verify import verify
-from schemas import completions
+from schemas import completions, pairs
 from tests import tiny_world
 from tests.test_build_clean import KINDS, cleaned, ingested, reasons
 from tests.test_builds import all_rows
@@ -88,6 +88,19 @@ def test_rows_whose_tokens_are_not_those_of_their_text_are_set_aside(model: str,
     details = [line["detail"] for line in version.ledger().to_pylist()]
     assert details[0] != details[2]
     assert all_rows(version)[0]["completion"][0]["content"] == SAFE
+
+
+def test_what_was_measured_on_old_tokens_goes_with_them(model: str, tmp_path: Path) -> None:
+    rows = tiny_world.pair_rows(2)
+    rows[0]["chosen"] = [{"role": "assistant", "content": SECRET}]
+    rows[0] |= {"chosen_ids": [4, 0, 0, 0, 5, 0, 2], "chosen_tokens": 7}
+    band = pairs.SELECTED.field("reference_band")
+    table = tiny_world.table(rows).append_column(band, pa.array([1, 1], band.type))
+    tokenizer = Renderer.load(model).fingerprint | Limits(64).as_dict()
+    tiny_world.publish(tmp_path / "data", {"train": table}, model, tokenizer=tokenizer)
+    found = all_rows(cleaned(str(tmp_path / "data"), private_data="mask").version)
+    assert [row["reference_band"] for row in found] == [None, 1]
+    assert found[0]["chosen_ids"] == [4, 0, 5, 0, 2]
 
 
 def test_rows_that_masking_makes_equal_are_one_and_the_held_out_one_stands(

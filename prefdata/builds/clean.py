@@ -28,6 +28,7 @@ from prefdata.work import Tables, Work, unit_key
 from schemas.cleaned import CLEANED
 from schemas.embeddings import COLUMN
 from schemas.manifest import FileEntry
+from schemas.stats import TABLES
 
 __all__ = ["NAME", "Clean", "Options", "job"]
 
@@ -93,7 +94,9 @@ class Clean:
                 made = own.with_columns(made=pl.Series(rows["row_id"])).filter(kept["split"].is_not_null())
                 aside = self.cleaned.aside.join(own, on="row_id", how="semi")
                 staging.ledger(ledger.lines(own, made, aside, stages))
-            return finish.publish(staging, stages, self._fields())
+            return finish.publish(
+                staging, stages, self._fields(), {"marks": marks(self.cleaned.kept)} if added else None
+            )
 
     def _rows(self, entry: FileEntry) -> tuple[pa.Table, pl.Series]:
         """The rows of a file as they are published, and what the parent calls them."""
@@ -176,6 +179,15 @@ def _with(rows: pa.Table, said: pl.DataFrame, columns: pa.Schema) -> pa.Table:
 def job(options: Options, root: str | None = None) -> Clean:
     """The job of these options."""
     return Clean(options, root)
+
+
+def marks(kept: pl.DataFrame) -> pa.Table:
+    """The table of statistics: how many rows each column that cleaning added says what of."""
+    columns = [field.name for field in CLEANED if field.name in kept.columns]
+    told = [kept.select("split", column=pl.lit(name), mark=name).explode("mark").drop_nulls("mark") for name in columns]
+    counted = pl.concat(told).group_by("split", "column", "mark").agg(rows=pl.len()).sort("split", "column", "mark")
+    schema = TABLES["marks"]
+    return counted.select(schema.names).to_arrow().cast(schema)
 
 
 def _splits(version: Version) -> dict[str, str]:

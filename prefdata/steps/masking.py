@@ -44,7 +44,7 @@ def _in_place(kind: str, row: Row, again: Row | SetAside, new: Row | SetAside) -
         return SetAside(new.reason, f"masked: {new.detail}" if new.detail else "masked")
     of_text = {name: value for name, value in new.items() if name in (*_OF_TEXT, *SIDES[kind])}
     of_tokens = {name: value for name, value in new.items() if name.endswith(_OF_TOKENS)}
-    no_one_s: dict[str, Any] = {name: None for name in row if name.startswith("ref_")}
+    no_one_s: dict[str, Any] = {name: None for name in row if name.startswith(("ref_", "reference_"))}
     return {**row, **of_text, **of_tokens, **no_one_s}
 
 
