@@ -298,7 +298,7 @@ def test_global_randomness_is_neither_read_nor_moved():
 
 
 def test_an_unknown_engine_is_answered_with_those_there_are():
-    with pytest.raises(UserError, match="transformers, vllm, fake"):
+    with pytest.raises(UserError, match="transformers, vllm, openai, fake"):
         engines.load("abacus", "model")
     for name in engines.ENGINES:
         file, _, class_name = engines.ENGINES[name].partition(":")
