@@ -317,6 +317,15 @@ def refusal(version: Version, loss: str, folder: Path) -> str:
     return str(refused.value)
 
 
+def test_losses_that_compare_rows_say_so_and_need_two(version: Version, tmp_path: Path) -> None:
+    options = Options(data=version.url, loss="aot_unpaired", steps=1, dtype="float32", out=str(tmp_path / "run"))
+    said = Talk()
+    train(options, say=said)
+    assert "so --batch-size" in said.text
+    with pytest.raises(UserError, match="--batch-size 1 never has both"):
+        train(replace(options, batch_size=1), say=Talk())
+
+
 def test_one_class_alone_is_refused(model: str, tmp_path: Path) -> None:
     rows = judged_table(6, model, seed=1)
     only = rows.filter(rows["label"])

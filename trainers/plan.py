@@ -56,6 +56,7 @@ def make(options: Options, urls: Sequence[str], processes: Processes, say: Say) 
     if options.early_stop and not data.holding("test"):
         raise UserError(f"--early-stop watches the held-out loss, and data version {data.name} holds out no rows.")
     _say_scores(data, loss, say)
+    _say_compared(data, loss, options, say)
     model = options.model or _model_name(data, say)
     description = _describe(data, model, loss, asked=options.model is not None, say=say)
     renderer = _renderer(data, model, options)
@@ -77,6 +78,23 @@ def _say_scores(data: Sources, loss: Loss, say: Say) -> None:
             f"notice: the train rows of {data.name} carry scores from {found['min']:g} to {found['max']:g}, and --loss"
             f" {loss.name} imitates all of them alike, the worst included; ingest only the answers worth imitating"
         )
+
+
+def _say_compared(data: Sources, loss: Loss, options: Options, say: Say) -> None:
+    """Losses that compare the rows of a forward with each other are other losses at another size of it."""
+    comparing = [objective.name for objective in loss.objectives if objective.across_rows]
+    if not comparing:
+        return
+    names, several = " and ".join(comparing), len(comparing) > 1
+    if data.kind == "unpaired" and options.batch_size < 2:
+        raise UserError(
+            f"--loss {names} compares desirable rows of a forward with undesirable ones, and --batch-size 1 never has both;"
+            " give 8 or more."
+        )
+    size = f"--batch-tokens {options.batch_tokens}" if options.batch_tokens else f"--batch-size {options.batch_size}"
+    say(
+        f"notice: {names} compare{'' if several else 's'} the rows of a forward with each other, so {size} is part of the loss"
+    )
 
 
 def _model_name(data: Sources, say: Say) -> str:
