@@ -14,6 +14,7 @@ from prefdata.errors import UserError
 from prefdata.tokens import Limits, Renderer
 from prefdata.verify import verify
 from schemas import completions, pairs
+from schemas.embeddings import COLUMN, EMBEDDED
 from tests import tiny_world
 from tests.test_build_clean import KINDS, cleaned, ingested, reasons
 from tests.test_builds import all_rows
@@ -101,6 +102,17 @@ def test_what_was_measured_on_old_tokens_goes_with_them(model: str, tmp_path: Pa
     found = all_rows(cleaned(str(tmp_path / "data"), private_data="mask").version)
     assert [row["reference_band"] for row in found] == [None, 1]
     assert found[0]["chosen_ids"] == [4, 0, 5, 0, 2]
+
+
+@pytest.mark.parametrize(("text", "stays"), [(SECRET, False), ("w2", True)])
+def test_embeddings_of_old_prompts_go_too(text: str, stays: bool, root: str, model: str, tmp_path: Path) -> None:
+    plain = ingested(root, model, [{"prompt": text}, {"prompt": "w1"}])
+    field = EMBEDDED.field(COLUMN)
+    table = plain.table("train").append_column(field, pa.array([[1.0], [2.0]], field.type))
+    tokenizer = plain.manifest["tokenizer"]
+    tiny_world.publish(tmp_path / "other", {"train": table}, model, kind="prompts", tokenizer=tokenizer)
+    version = cleaned(str(tmp_path / "other"), private_data="mask").version
+    assert (COLUMN in version.columns()) is stays
 
 
 def test_rows_that_masking_makes_equal_are_one_and_the_held_out_one_stands(

@@ -109,9 +109,11 @@ class Clean:
     @property
     def _lost(self) -> list[str]:
         """Columns that models made of the tokens or the text, once there are rows without any."""
-        if self._masking is None or not self._masking.masked_any or self.parent.kind not in logical.REFERENCE:
+        if self._masking is None or not self._masking.masked_any:
             return []
-        return [*logical.reference_of(self.parent.kind, self.parent.columns()).names, COLUMN]
+        kind, columns = self.parent.kind, self.parent.columns()
+        referenced = logical.reference_of(kind, columns).names if kind in logical.REFERENCE else []
+        return [*referenced, COLUMN]
 
     @cached_property
     def cleaned(self) -> Cleaned:
