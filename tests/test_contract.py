@@ -61,7 +61,7 @@ def test_a_pair_loss_on_unpaired_rows_names_what_makes_pairs(demonstrations: Ver
         check(demonstrations, parse("orpo", None, ()))
     assert "holds completions" in str(refused.value)
     assert "python -m flows.build_sapo_negatives v1" in str(refused.value)
-    assert str(refused.value).endswith("one of: sft")
+    assert str(refused.value).endswith("one of: rrhf, sft")
 
 
 def test_a_reference_without_a_name_is_refused_only_where_it_is_read(model: str, tmp_path: Path) -> None:
