@@ -109,7 +109,7 @@ def page(content: Content) -> Page:
     measures, found = _shown(content), lines(content)
     figures = [
         strips(
-            one.label.capitalize(),
+            f"{one.label[0].upper()}{one.label[1:]}",
             [Strip(line.loss, line.values[one.name]) for line in found],
             level=content["start"][one.name] if _absolute(content, one) else 0.0 if one.drift else None,
             note=f"{one.meaning[0].upper()}{one.meaning[1:]}.",
