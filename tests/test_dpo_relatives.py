@@ -120,6 +120,8 @@ def test_an_offset_moves_dpo() -> None:
 def test_a_difference_below_one_asks_for_less_than_nothing_and_ties_stay_finite() -> None:
     near = at_margin(ScoredPair, 0.0, 0.0, chosen_score=0.5)
     assert odpo(near).item() == pytest.approx(softplus(math.log(0.5)))
+    inverted = at_margin(ScoredPair, 0.0, 0.0, rejected_score=1.0)
+    assert odpo(inverted).item() == pytest.approx(1e-6, rel=1e-3)  # NaN in published code; refused when data is read
     tied = at_margin(ScoredPair, 0.0, 0.0)
     odpo(tied).sum().backward()
     assert torch.isfinite(tied.chosen.grad).all()
