@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from prefdata import draws, logprobs, models
+from prefdata import draws, logprobs, models, report
 from prefdata.engines import Request, Sampling
 from prefdata.engines.transformers import TransformersEngine
 from prefdata.errors import UserError
@@ -94,6 +94,14 @@ def test_the_page_stands_alone_and_says_how_kl_is_estimated(done: tuple[Wanted, 
     assert any(label.startswith("Dots of pair accuracy; means: dpo") for label in drawn)
     assert not {"img", "link", "iframe"} & {tag for tag, _ in page.tags}
     assert (asked.out / "comparison.md").read_text().splitlines()[2].startswith("| before | ")
+
+
+def test_the_report_of_its_folder_is_the_same_page(done: tuple[Wanted, dict[str, Any]], tmp_path: Path) -> None:
+    asked, _ = done
+    assert report.report(str(asked.out)).html == (asked.out / "comparison.html").read_text()
+    (tmp_path / "comparison.json").write_text("[]")
+    with pytest.raises(UserError, match=r"is not what this version of trainers\.compare writes"):
+        report.report(str(tmp_path))
 
 
 def made_up() -> dict[str, Any]:

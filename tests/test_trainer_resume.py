@@ -53,6 +53,7 @@ def test_a_stopped_run_goes_on_and_ends_in_the_same_weights(options: Options, cl
     assert "from checkpoint-7" in talk.text
     assert finished.before == clean.before
     assert finished.after == clean.after
+    assert finished.train["num_tokens"] == clean.train["num_tokens"]
     for name, value in weights(clean.folder).items():
         assert torch.equal(value, weights(finished.folder)[name]), name
 

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from trainers.measured import Asked
     from trainers.plan import Plan
 
-FORMAT = "prefdata-comparison/1"
-
 
 @dataclass(frozen=True)
 class Wanted:
@@ -138,7 +136,7 @@ def compare(wanted: Wanted, *, say: Say = print) -> bool:
         spent = {name: result.train[name] for name in ("seconds_per_step", "peak_memory_gib") if name in result.train}
         runs.append({"loss": loss, "seed": seed, "folder": folder.name, "lr": options.lr, **found, **spent})
     content = {
-        "format": FORMAT,
+        "format": of_comparison.FORMAT,
         "data": plans[wanted.losses[0]].config["data"],
         "start": {"name": start, "is_reference": _is_reference(plans[wanted.losses[0]]), **before},
         "budget": {name: getattr(wanted.base, name) for name in ("steps", "epochs", "batch_size", "accumulate")},

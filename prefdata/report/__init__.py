@@ -26,9 +26,12 @@ class Report:
 
 
 def report(target: str, *, root: str | None = None, out: str | None = None) -> Report:
-    """The report of a run folder, or of a version as `versions.find` takes it; not written yet."""
-    from prefdata.report import of_run
+    """The report of a run folder, of a comparison's, or of a version as `versions.find` takes it; not written yet."""
+    from prefdata.report import of_comparison, of_run
 
+    if of_comparison.is_comparison(target):
+        page = of_comparison.page(of_comparison.read(target))
+        return Report(page.html, out or str(Path(target) / of_comparison.PAGE), page.alarms)
     if of_run.is_run(target):
         page = of_run.page(target, root)
         return Report(page.html, out or str(Path(target) / "report.html"), page.alarms)

@@ -1,18 +1,22 @@
 """The table and the page of a comparison of objectives, from the numbers that trainers.compare wrote down."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from prefdata.errors import UserError
 from prefdata.report import rendering
 from prefdata.report.charts import MINUS
 from prefdata.report.of_version import Page
 from prefdata.report.strips import Strip, strips
 
 CONTENT, TABLE, PAGE = "comparison.json", "comparison.md", "comparison.html"
+FORMAT = "prefdata-comparison/1"
 Content = Mapping[str, Any]
 
 
@@ -59,6 +63,23 @@ class Line:
 
     loss: str
     values: Mapping[str, Sequence[float]]
+
+
+def is_comparison(path: str) -> bool:
+    """Whether a path is a folder that trainers.compare wrote in to its end."""
+    return (Path(path) / CONTENT).is_file()
+
+
+def read(folder: str) -> Content:
+    """The numbers of a comparison. UserError if they are not what trainers.compare writes."""
+    path = Path(folder) / CONTENT
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as problem:
+        raise UserError(f"{path} cannot be read: {problem}") from problem
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} is not what this version of trainers.compare writes")
+    return content
 
 
 def lines(content: Content) -> list[Line]:
