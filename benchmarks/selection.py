@@ -33,8 +33,8 @@ from distilabel.steps import FormatTextGenerationDPO, LoadDataFromDicts
 
 rows = json.load(open(sys.argv[1]))
 with Pipeline(name="best-and-worst") as pipeline:
-    load = LoadDataFromDicts(data=rows, batch_size=1000)
-    pair = FormatTextGenerationDPO(input_batch_size=1000)
+    load = LoadDataFromDicts(data=rows)
+    pair = FormatTextGenerationDPO()
     load >> pair
 began = time.perf_counter()
 made = pipeline.run(use_cache=False)
