@@ -21,8 +21,6 @@ class Parent(TypedDict):
     """A version that rows were made from."""
 
     version: str
-    # of versions that score-rewards made: each scorer's name, what it is, and its fingerprint
-    scorers: NotRequired[list[dict[str, Any]]]
     logical_hash: str
     url: NotRequired[str]  # its folder or URL, where that is not below the root of the version made from it
 
@@ -63,6 +61,8 @@ class Manifest(TypedDict):
     generator: dict[str, Any] | None  # model digest, engine, dtype, batch_invariant, sampling
     reference: dict[str, Any] | None  # model digest, dtype, forward
     embeddings: NotRequired[dict[str, Any] | None]  # model that prompt_embedding comes from, and how it pools
+    # of versions that score-rewards made: each scorer's name, what it is, and its fingerprint
+    scorers: NotRequired[list[dict[str, Any]]]
     logical_hash: str  # sha256 over ids, text, tokens and labels; not over log-probs or file layout
     counts: Counts
     files: list[FileEntry]  # all but the manifest

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pytest
@@ -23,8 +24,10 @@ from prefdata.scorers import Settings, reward_model
 from prefdata.select.weighing import weighted_mean
 from prefdata.verify import verify
 from prefdata.versions import Version
+from schemas import completions
+from tests import tiny_world
 from tests.samples import samples_dir
-from tests.scored_world import ScoredWorld, make_world
+from tests.scored_world import ScoredWorld, make_world, scored_rows
 
 HERE = "tests.test_score_rewards"
 
@@ -91,7 +94,9 @@ def test_scorers_stand_side_by_side_and_another_one_runs_no_other_again(world: S
     assert set(scores(version)) == set(before)
     names = {entry["name"]: entry["fingerprint"] for entry in version.manifest["scorers"]}
     assert names == {entry["name"]: entry["fingerprint"] for entry in both.version.manifest["scorers"]}
+    assert set(names) == {"rm", "long"}
     assert len(set(names.values())) == 2
+    assert {entry.get("model") for entry in version.manifest["scorers"]} == {rm, None}
     for row in version.table("train").to_pylist():  # what is stored of the reference stays, bit by bit
         assert row["ref_completion_token_logps"] == before[row["row_id"]]["ref_completion_token_logps"]
     assert verify(version) == []
@@ -223,6 +228,34 @@ def test_a_prompt_runs_once_for_all_of_its_answers(world: ScoredWorld, rm: str) 
     prompts = {row["prompt_id"]: len(row["prompt_ids"]) for row in rows.to_pylist()}
     answers = {(row["prompt_id"], tuple(row["completion_ids"])) for row in rows.to_pylist()}
     assert spent == [sum(prompts.values()) + sum(len(ids) for _, ids in answers)]
+
+
+def test_more_samples_of_a_prompt_leave_the_others_scores_as_they_are(tmp_path: Path) -> None:
+    small = make_world(tmp_path, prompts=6, held_out=1)
+    reward_model.load(small.model, fresh_head_seed=1).save_pretrained(tmp_path / "rm")
+    AutoTokenizer.from_pretrained(small.model).save_pretrained(tmp_path / "rm")
+    options = Options(source="v1", scorer=(f"reward_model:{tmp_path / 'rm'}",), unit_rows=8, with_reference=False)
+    first = job.run(score_rewards(options, small.root)).version
+    own = small.version.table("train")
+    more = tiny_world.table(scored_rows(6, seed=1, answers=7), completions.KIND)
+    new = more.filter(pa.array([row_id not in set(own["row_id"].to_pylist()) for row_id in more["row_id"].to_pylist()]))
+    joined = pa.concat_tables([own, new])
+    order = np.random.default_rng(0).permutation(joined.num_rows)
+    larger = tiny_world.publish(Path(small.root), {"train": joined.take(order)}, small.model, kind=completions.KIND)
+    spent: list[int] = []
+    whole = score_rewards(replace(options, source=larger.name), small.root)
+    for stage in whole.stages():
+        for unit in stage.units():
+            whole.work.store(unit.key, stage.compute(replace(unit, spend=spent.append)))
+    asked = sum(len(row["prompt_ids"]) + len(row["completion_ids"]) for row in new.to_pylist())
+    assert new.num_rows == 12
+    assert sum(spent) <= asked  # prompts that stand in a unit twice run once
+    version = job.run(whole).version
+    assert len(scores(version)) == 42
+    before = scores(first)
+    assert {row_id: each for row_id, each in scores(version).items() if row_id in before} == {
+        row_id: each for row_id, each in before.items() if row_id.startswith("1-")
+    }
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import polars as pl
 import pyarrow as pa
 
 from prefdata import scorers
+from prefdata.builds.earlier_scores import EarlierScores
 from prefdata.builds.job import Stage, Unit, build_key
 from prefdata.builds.options import as_config
 from prefdata.builds.score_options import LAYOUT, Options
@@ -38,7 +39,7 @@ class ScoredCompletions(ScoredRows):
         self.score = _chosen(options, [each.name for each in called])
         super().__init__(options, root)
         settings = Settings(self.parent.manifest["tokenizer"], options.dtype, options.trust_remote_code)
-        self._stages = [ScorerStage(each, scorers.load(each, settings), self.chunks) for each in called]
+        self._stages = [ScorerStage(each, scorers.load(each, settings), self.root, self.chunks) for each in called]
         self.notices += [
             f"{stage.called.name} has another tokenizer or template than {self.parent.name}: it reads the texts, in its own"
             for stage in self._stages
@@ -81,9 +82,12 @@ class ScorerStage:
 
     name = STAGE
 
-    def __init__(self, called: Called, scorer: Scorer, chunks: Callable[[], Iterator[tuple[str, pa.Table]]]) -> None:
+    def __init__(
+        self, called: Called, scorer: Scorer, root: str, chunks: Callable[[], Iterator[tuple[str, pa.Table]]]
+    ) -> None:
         self.called, self.scorer, self._chunks = called, scorer, chunks
         self._fingerprint = digest(spelled(scorer.fingerprint))
+        self._earlier = EarlierScores(root, self._fingerprint, scorer)
         self.entry = {"name": called.name, **scorer.about, **scorer.fingerprint, "fingerprint": self._fingerprint}
         self.runs = scorer.runs
 
@@ -94,7 +98,11 @@ class ScorerStage:
 
     def compute(self, unit: Unit) -> Tables:
         """A line for each row: a score, or the reason why there is none."""
-        found = self.scorer.score(unit.inputs, unit.tell, unit.spend)
+        rows = unit.inputs
+        known = self._earlier.of(self.scorer.members(rows))
+        new = rows.filter(pa.array([score is None for score in known]))
+        scored = iter(self.scorer.score(new, unit.tell, unit.spend) if new.num_rows else ())
+        found = [next(scored) if score is None else score for score in known]
         return {STAGE: pa.Table.from_pylist([_line(verdict) for verdict in found], schema=_VERDICTS)}
 
     def verdicts(self, rows: pa.Table, work: Work) -> pl.DataFrame:

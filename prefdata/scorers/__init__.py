@@ -51,7 +51,7 @@ class Settings:
 
 class Scorer(Protocol):
     """`fingerprint`: what decides every score. `about`: what else the manifest says, such as a model's name, which decides
-    none. `runs`: the model, as plans know it.
+    none; neither holds a key called name. `runs`: the model, as plans know it.
     """
 
     fingerprint: dict[str, Any]

@@ -59,7 +59,10 @@ class RewardModel:
         self.retokenises = bool(differences(settings.tokenizer, self.renderer.fingerprint))
         self._positions = models.max_positions(what, trust_remote_code=settings.trust_remote_code)
         read = self.renderer.fingerprint if self.retokenises else settings.tokenizer
-        self.about = description
+        self.about: dict[str, Any] = {
+            "model": description["name"],
+            **{name: description[name] for name in ("commit", "architecture", "parameters")},
+        }
         self.fingerprint: dict[str, Any] = {
             "scorer": "reward_model",
             **{name: description[name] for name in ("digest", "config_digest", "dtype")},
