@@ -1,6 +1,7 @@
 """What is logged beside the loss, against values worked out by hand."""
 
 import math
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -43,8 +44,16 @@ def test_how_far_both_sides_moved_and_where_to() -> None:
     # of -4, -2, 1, 3 a tenth lies below the point three tenths of the way from -4 to -2
     assert means["logratios/rejected_p10"] == pytest.approx(-3.4)
     assert means["logratios/rejected_per_token_p10"] == pytest.approx(-1)
-    quadrants = ("chosen_up_rejected_down", "both_down", "both_up", "chosen_down_rejected_up")
-    assert [means[f"quadrants/{name}"] for name in quadrants] == [0.25] * 4
+
+
+@pytest.mark.parametrize(
+    ("row", "name"), enumerate(["chosen_up_rejected_down", "both_down", "both_up", "chosen_down_rejected_up"])
+)
+def test_every_pair_is_in_the_quadrant_it_moved_to(row: int, name: str) -> None:
+    alone = replace(MOVED, **{field.name: getattr(MOVED, field.name)[row : row + 1] for field in fields(MOVED)})
+    shares = {each: value for each, value in metrics(alone, "dpo").items() if each.startswith("quadrants/")}
+    assert {each for each, value in shares.items() if value} == {f"quadrants/{name}"}
+    assert sum(metrics(MOVED, "dpo")[each] for each in shares) == 1
 
 
 def test_saturation_is_that_of_the_scaled_margin() -> None:
