@@ -73,6 +73,9 @@ class PrefectWatcher(Watcher):
         self._begin(name, rows)
         self._logger.info("stage %s", name)
 
+    def begins(self, unit: Unit) -> None:
+        """Nothing is counted before it is done."""
+
     def part(self, unit: Unit, share: float) -> None:
         """Count what is done of a unit; report every few seconds."""
         self._part = int(share * unit.rows)
@@ -134,6 +137,7 @@ def in_tasks(stage: Stage, units: Iterable[Unit], work: Work, watcher: Watcher) 
             if work.done(unit.key):  # no task for what is there already
                 watcher.unit(unit, reused=not run_unit(stage, unit, work))
                 continue
+            watcher.begins(unit)
             _UNDER_WAY[unit.key] = (stage, watched(unit, watcher), work, behind.store)
             try:
                 computed = work_unit(stage.name, number, unit.key)

@@ -107,3 +107,14 @@ def test_a_spent_budget_stops_between_two_units_and_a_larger_one_goes_on(tmp_pat
     assert len(list(Work(root).keys())) == 2
     outcome = run(Spending(root, "another"), budget=Budget(50))  # what is done costs nothing
     assert (outcome.computed, outcome.reused) == (1, 2)
+
+
+@pytest.mark.parametrize("budget", [Budget(max_tokens=120), Budget(max_rows=3)])
+def test_what_costs_all_of_a_budget_and_no_more_is_finished(budget: Budget, tmp_path: Path) -> None:
+    class Spending(Beside):
+        def stages(self) -> Iterator[Stage]:
+            yield Costly(self.root, self._other)
+
+    assert run(Spending(str(tmp_path), "another"), budget=budget).published
+    with pytest.raises(BudgetReached):
+        budget.check()

@@ -13,6 +13,7 @@ from prefdata import sources, versions
 from prefdata.builds import tokenise
 from prefdata.errors import UserError
 from prefdata.records import Comparison, SetAside
+from prefdata.storage import Storage
 from prefdata.verify import verify
 from tests import tiny_world
 from tests.source_rows import Row, rated, ultrafeedback
@@ -140,6 +141,45 @@ def test_the_last_unit_is_read_to_its_end(
     monkeypatch.setattr(tokenise, "UNIT_ROWS", 8)
     version = do(root, write(tmp_path / "x.jsonl", *map(pair, range(rows))), model=model, split="train").version
     assert len(all_rows(version)) == len(reasons(version)) == rows
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3, 5, 7])
+def test_a_crash_between_two_writes_repeats_nothing(
+    writes: int, tmp_path: Path, root: str, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash between two writes duplicates a batch (ms-swift)."""
+    monkeypatch.setattr(tokenise, "UNIT_ROWS", 5)
+    source = write(tmp_path / "x.jsonl", *map(pair, range(23)))
+    whole = do(str(tmp_path / "whole"), source, model=model, split="train").version
+    crashed = []
+
+    class Crash(BaseException):
+        """The process ends here."""
+
+    def crashing(what: str) -> Any:
+        through = getattr(Storage, what)
+
+        def wrote(self: Storage, name: str, data: bytes) -> Any:
+            made = through(self, name, data)
+            crashed.append(name)
+            if len(crashed) == writes:
+                raise Crash
+            return made
+
+        return wrote
+
+    with monkeypatch.context() as patch:
+        for what in ("write", "create"):
+            patch.setattr(Storage, what, crashing(what))
+        with pytest.raises(Crash):
+            do(root, source, model=model, split="train")
+    version = do(root, source, model=model, split="train").version
+    assert verify(version) == []
+    assert all_rows(version) == all_rows(whole)
+    assert Counter(line["row_id"] for line in version.ledger().to_pylist()) == Counter(
+        line["row_id"] for line in whole.ledger().to_pylist()
+    )
+    assert len({row["row_id"] for row in all_rows(version)}) == 23
 
 
 def test_a_prompt_that_comes_again_merges_nothing(tmp_path: Path, root: str, model: str) -> None:

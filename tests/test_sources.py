@@ -526,6 +526,14 @@ def test_a_damaged_file_is_refused_by_name(name, content, tmp_path):
     assert f"{path} cannot be read" in refusal(path, format="explicit")
 
 
+@pytest.mark.parametrize(("name", "mark"), [("x.csv", ";"), ("x.csv", "\t"), ("x.csv", "|"), ("x.tsv", ",")])
+def test_columns_parted_by_something_else_are_told(name, mark, tmp_path):
+    content = "".join(mark.join(fields) + "\n" for fields in (("prompt", "chosen", "rejected"), ("p", "a", "b")))
+    path = write(tmp_path / name, content.encode())
+    assert f"seems to be several parted by {mark!r}" in refusal(path)
+    assert "part them by commas, or by tabs" in refusal(path)
+
+
 def test_damage_past_the_first_rows_is_refused_when_it_is_met(tmp_path):
     whole = gzip.compress(lines(*(ROWS * 2000)).encode(), compresslevel=0)
     path = write(tmp_path / "x.jsonl.gz", whole[:-1000])

@@ -47,6 +47,11 @@ class Metered:
         """A stage begins."""
         self._watcher.stage(name, rows)
 
+    def begins(self, unit: "Unit") -> None:
+        """A unit begins, if anything is left to spend on it; so what costs all of the budget and no more is finished."""
+        self._budget.check()
+        self._watcher.begins(unit)
+
     def part(self, unit: "Unit", share: float) -> None:
         """A unit goes on."""
         self._watcher.part(unit, share)
@@ -61,4 +66,3 @@ class Metered:
         self._watcher.unit(unit, reused)
         if not reused:
             self._budget.rows += unit.rows
-            self._budget.check()

@@ -112,6 +112,10 @@ class Watcher(Protocol):
         """A stage begins; rows it is expected to cover, if that is known."""
         ...
 
+    def begins(self, unit: Unit) -> None:
+        """A unit that is not done is about to be computed; what is raised here stops the build before it."""
+        ...
+
     def part(self, unit: Unit, share: float) -> None:
         """So much of a unit, from 0 to 1, is computed."""
         ...
@@ -140,6 +144,9 @@ class Silent:
     def stage(self, name: str, rows: int | None) -> None:
         """A stage begins."""
 
+    def begins(self, unit: Unit) -> None:
+        """A unit begins."""
+
     def part(self, unit: Unit, share: float) -> None:
         """A unit goes on."""
 
@@ -166,6 +173,8 @@ def in_order(stage: Stage, units: Iterable[Unit], work: Work, watcher: Watcher) 
     """Run units one after the other in this process."""
     with Behind(work) as behind:
         for unit in ahead(units):
+            if not work.done(unit.key):
+                watcher.begins(unit)
             watcher.unit(unit, reused=not run_unit(stage, watched(unit, watcher), work, behind.store))
 
 
@@ -194,7 +203,7 @@ def run(
 ) -> Outcome:
     """Run a job to its version. An equal build that was published before is returned as it is.
 
-    budget: what models may compute; once it is spent, BudgetReached between two units.
+    budget: what models may compute; once it is spent, BudgetReached before the next unit that is not done.
 
     UserError for bad input and for faults of the machine; finished units stay, and an equal run goes on from them.
     """

@@ -24,6 +24,9 @@ class Bars:
             total=rows, desc=f"{self._name}: {name}", unit=" rows", leave=False, disable=not sys.stderr.isatty()
         )
 
+    def begins(self, unit: Unit) -> None:
+        """The bar stays where it is."""
+
     def part(self, unit: Unit, share: float) -> None:
         """Move the bar within a unit."""
         self._move(self._rows + int(share * unit.rows))

@@ -51,6 +51,10 @@ class Timed:
         self._tokens, self._seconds, self._last = 0, 0.0, time.monotonic()
         self._watcher.stage(name, rows)
 
+    def begins(self, unit: "Unit") -> None:
+        """A unit begins."""
+        self._watcher.begins(unit)
+
     def part(self, unit: "Unit", share: float) -> None:
         """A unit goes on."""
         self._watcher.part(unit, share)

@@ -27,6 +27,7 @@ ARROW_STREAM_END = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 ROWS_PER_BATCH = 1024
 CHUNK = 1 << 16
 MOST_DIGITS = 4000  # Python refuses to parse longer integers
+OTHER_DELIMITERS = (";", "\t", "|", ",")  # in a header of one column, what was meant to part several
 LONGEST_FIELD = 1 << 30  # of a CSV file, in characters; Python's own limit is 131,072
 
 
@@ -70,6 +71,7 @@ def comma_separated(stream: BinaryIO, delimiter: str = ",") -> Iterator[Read]:
         lines = csv.reader(text, delimiter=delimiter, strict=True)
         header = next(lines, [])
         _refuse_repeated(header)
+        _refuse_undivided(header)
         for fields in lines:
             if fields:
                 raw = json.dumps([header, fields], ensure_ascii=False).encode("utf-8", "surrogateescape")
@@ -130,6 +132,15 @@ def _refuse_repeated(names: list[str]) -> None:
     """One of two columns of a name would vanish."""
     if len(set(names)) != len(names):
         raise MalformedError("two of its columns have the same name")
+
+
+def _refuse_undivided(header: list[str]) -> None:
+    """A file whose columns are parted by something else reads as one column of whole lines."""
+    if len(header) == 1 and (mark := next((mark for mark in OTHER_DELIMITERS if mark in header[0]), None)):
+        raise MalformedError(
+            f"its header {header[0][:80]!r} is one column, and seems to be several parted by {mark!r}; "
+            "part them by commas, or by tabs in a .tsv file"
+        )
 
 
 def _refuse_unended(stream: BinaryIO) -> None:
