@@ -15,7 +15,7 @@ from prefdata.builds import registry
 from prefdata.builds.budget import Budget, BudgetReached
 from prefdata.builds.job import Job, Outcome, run
 from prefdata.errors import UserError
-from prefdata.recipe import estimates
+from prefdata.recipe import estimates, finished
 from prefdata.recipe.plan import Line, _size, _span
 from prefdata.recipe.sections import SECTIONS
 from prefdata.verify import verify
@@ -218,6 +218,41 @@ def test_a_changed_file_is_not_taken_for_a_finished_one(write: Write, chain: str
     first = built(write(chain), root)
     write_pairs(tmp_path / "pairs.jsonl", 25, seed=5)
     assert built(write(chain), root).version.name != first.version.name
+
+
+def test_a_tag_that_names_another_version_by_now_is_read_anew(write: Write, chain: str, root: str) -> None:
+    built(write(chain), root)
+    for number in (1, 3):
+        versions.tag("start", f"v{number}", root)
+        done = built(write('[source]\nversion = "start"\n[steps]\nexact = "rows"\n'), root)
+        assert done.version.manifest["parents"][0]["version"] == f"v{number}"
+
+
+def test_a_file_that_changes_during_a_build_is_read_by_the_next(
+    write: Write, chain: str, root: str, tmp_path: Path
+) -> None:
+    def one(step: recipe.Step, job: Job) -> Outcome:
+        outcome = run(job)
+        if step.build == "ingest":
+            write_pairs(tmp_path / "pairs.jsonl", 25, seed=5)
+        return outcome
+
+    first = recipe.run(recipe.read(write(chain)), root, one)
+    assert built(write(chain), root).version.name != first.version.name
+
+
+@pytest.mark.parametrize("scorer", ["reward_model:{}", "mine=verifier:grading:check", "lexicon"])
+def test_scorers_that_changed_are_not_taken_for_what_was_run(
+    scorer: str, write: Write, chain: str, root: str, tmp_path: Path, model: str
+) -> None:
+    copied = tmp_path / "rm"
+    shutil.copytree(model, copied)
+    text = chain.replace("[[select]]", f"[score]\nscorer = {json.dumps(scorer.format(copied))}\n[[select]]", 1)
+    read = recipe.read(write(text))
+    before = finished.key_of(read, root)
+    (copied / "config.json").write_text("{}")
+    after = finished.key_of(read, root)
+    assert (before == after and before is not None) is (scorer == "lexicon")
 
 
 def test_a_removed_version_is_built_again(write: Write, chain: str, root: str) -> None:

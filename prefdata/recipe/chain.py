@@ -32,12 +32,13 @@ def run(recipe: Recipe, root: str | None, build: Callable[[Step, Job], Outcome])
     versions stay.
     """
     root = versions.root(recipe.root if root is None else root)
-    made = finished.find(recipe, root)
+    key = finished.key_of(recipe, root)
+    made = finished.find(key, root)
     if made is not None:
         outcomes = [Outcome(version, published=False, computed=0, reused=0) for version in made]
     else:
         outcomes = _built(recipe, root, build)
-        finished.keep(recipe, root, [outcome.version for outcome in outcomes])
+        finished.keep(key, root, [outcome.version for outcome in outcomes])
     version = outcomes[-1].version
     if recipe.tag is not None and versions.tags(root).get(recipe.tag) != version.name:
         versions.tag(recipe.tag, version.name, root)

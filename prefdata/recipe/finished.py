@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from glob import glob
 from pathlib import Path
 
-from prefdata import versions
+from prefdata import scorers, versions
 from prefdata.errors import UserError
 from prefdata.identity import digest, spelled
 from prefdata.recipe.reading import Recipe, Step
@@ -19,13 +19,14 @@ from prefdata.work import FOLDER
 
 _PLACE = "recipes"
 # of these options, what is no file on this machine has a state that only the hub or a store could tell
-_ELSEWHERE = ("source", "model", "reference", "decontaminate", "split_like")
+_ELSEWHERE = ("source", "model", "reference", "embeddings", "decontaminate")
+_VERSIONS = ("split_like", "calibrate_on")  # these name versions, and a tag may name another one by now
+_NAMED = ("tokenizer", "generator", "reference")  # by a manifest, and read by builds that are not told which model
 _COMMIT = re.compile(r".+@[0-9a-f]{40}")
 
 
-def find(recipe: Recipe, root: str) -> list[Version] | None:
-    """The versions that it made, if it was built and nothing that it names has changed since."""
-    key = _key(recipe)
+def find(key: str | None, root: str) -> list[Version] | None:
+    """The versions that the recipe of this key made, if it was built."""
     if key is None:
         return None
     try:
@@ -35,31 +36,54 @@ def find(recipe: Recipe, root: str) -> list[Version] | None:
         return None
 
 
-def keep(recipe: Recipe, root: str, made: list[Version]) -> None:
+def keep(key: str | None, root: str, made: list[Version]) -> None:
     """Remember what it made."""
-    key = _key(recipe)
     if key is not None:
         names = json.dumps([version.name for version in made])
         Storage(root).at(FOLDER).at(_PLACE).write(key, names.encode())
 
 
-def _key(recipe: Recipe) -> str | None:
-    """Names the recipe and the state of all files in it; None if there is something whose state can't be told."""
+def key_of(recipe: Recipe, root: str) -> str | None:
+    """Names the recipe and the state of all that it names; None if there is something whose state can't be told.
+
+    To be asked before the builds, for a file may change while they run. UserError for a version that is not there.
+    """
     first = recipe.steps[0]
     if first.build == "ingest" and "model" not in first.options:
         return None  # it takes the last ingest's, whichever that is
     said = [{"build": step.build, "options": dict(step.options)} for step in recipe.steps]
-    states = [state for step in recipe.steps for state in _states(step)]
+    states = [state for step in recipe.steps for state in _states(step, root)]
+    if recipe.version is not None:
+        states += _of_version(recipe.version, root)
     if None in states:
         return None
-    return digest({"recipe": spelled(said), "version": recipe.version, "files": states})
+    return digest({"recipe": spelled(said), "files": states})
 
 
-def _states(step: Step) -> Iterator[str | None]:
+def _of_version(named: str, root: str) -> list[str | None]:
+    """Which version a name stands for now, and the models in it."""
+    version = versions.find(named, root=root)
+    entries = (version.manifest[entry] for entry in _NAMED)  # type: ignore[literal-required]
+    return [f"{version.name} {version.logical_hash}", *(_state("", entry["name"]) for entry in entries if entry)]
+
+
+def _states(step: Step, root: str) -> Iterator[str | None]:
     for name, value in step.options.items():
         for text in value if isinstance(value, tuple) else (value,):
-            if isinstance(text, str):
+            if name in _VERSIONS and text is not None:
+                yield from _of_version(text, root)
+            elif name == "scorer":
+                yield _of_scorer(text)
+            elif isinstance(text, str):
                 yield _state(name, text)
+
+
+def _of_scorer(text: str) -> str | None:
+    """A verifier is code, which may stand anywhere."""
+    called = scorers.parse(text)
+    if called.kind == "reward_model":
+        return _state("model", called.what or "")
+    return None if called.kind == "verifier" else text
 
 
 def _state(option: str, text: str) -> str | None:
