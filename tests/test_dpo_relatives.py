@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -144,6 +145,13 @@ def test_odpo_says_how_many_pairs_are_beyond_their_offset() -> None:
 
 
 # -- rdpo ----------------------------------------------------------------------------------------------------------
+
+
+def test_rdpo_prices_length_in_the_precision_of_the_log_probs() -> None:
+    lp = random_pairs()
+    h = (lp.chosen - lp.ref_chosen) - (lp.rejected - lp.ref_rejected)
+    logit = 0.1 * h + 0.05 * (lp.chosen_tokens - lp.rejected_tokens).double()
+    assert_close(rdpo(lp, beta=0.1, alpha=0.05), F.softplus(-logit), atol=1e-12, rtol=0)
 
 
 def test_rdpo_without_a_price_or_with_equal_lengths_is_dpo() -> None:

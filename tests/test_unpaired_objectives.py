@@ -103,6 +103,12 @@ def test_a_negative_estimate_is_exactly_0_and_a_positive_one_moves_the_bar() -> 
     assert_close(moved, at_0)
 
 
+def test_class_weights_of_kto_are_in_the_precision_of_the_rows() -> None:
+    lp = judged([0.3, -0.4], [True, False], JudgedWithPartner)
+    weighed = kto(lp, beta=0.1, desirable_weight=1.1, undesirable_weight=0.7)
+    assert_close(weighed, doubles(1.1, 0.7) * kto(lp, beta=0.1), atol=1e-12, rtol=0)
+
+
 def test_flipping_a_label_gives_what_is_missing_to_1() -> None:
     lp = judged([0.4, -1.2, 2.0], [True, False, False], JudgedWithPartner)
     assert_close(kto(replace(lp, label=~lp.label)), 1 - kto(lp))

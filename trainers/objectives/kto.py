@@ -62,5 +62,6 @@ def kto(
     Anchor   where policy equals reference, z0 = 0 and the loss is weight / 2, its slope in R -+ weight beta / 4. It
              saturates: a row with |beta (R - z0)| above 6 is hardly learnt from.
     """
-    weight = lp.weight * torch.where(lp.label, desirable_weight, undesirable_weight)
+    # tensors of the weight's own precision: `where` of two numbers would be float32
+    weight = torch.where(lp.label, desirable_weight * lp.weight, undesirable_weight * lp.weight)
     return weight * torch.sigmoid(beta * wrong_way(lp, reference_point(lp)))

@@ -14,7 +14,12 @@ from trainers.objectives.shared_knobs import Beta, Divergence, DivergenceAlpha
 
 def length_term(lp: ReferencedPair, *, alpha: float, **_: object) -> dict[str, Tensor]:
     """What length adds to the logit."""
-    return {"rdpo/length_term": alpha * (lp.chosen_tokens - lp.rejected_tokens)}
+    return {"rdpo/length_term": alpha * longer(lp)}
+
+
+def longer(lp: ReferencedPair) -> Tensor:
+    """By how many tokens chosen is longer, in the precision of the log-probs: counts times a number are float32."""
+    return (lp.chosen_tokens - lp.rejected_tokens).to(lp.chosen.dtype)
 
 
 @objective(ReferencedPair, source="Park et al. 2024, arXiv:2403.19159", lr=1e-6, diagnostics=length_term)
@@ -40,5 +45,4 @@ def rdpo(
     Anchor   equal lengths make it dpo; where policy equals reference the loss is
              log(1 + exp(-alpha (chosen_tokens - rejected_tokens))).
     """
-    longer = lp.chosen_tokens - lp.rejected_tokens
-    return F.softplus(-(beta * margin(lp, divergence, divergence_alpha) + alpha * longer))
+    return F.softplus(-(beta * margin(lp, divergence, divergence_alpha) + alpha * longer(lp)))
