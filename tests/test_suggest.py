@@ -1,6 +1,7 @@
 """Proposed knobs: closed forms on rows where everything can be worked out by hand, and refusals."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.trainer_world import World
 from trainers import suggest
 from trainers.contract import MissingColumns
 from trainers.objectives import OBJECTIVES, find
-from trainers.suggestions import OF_JUDGED, OF_PAIRS, JudgedFacts, PairFacts
+from trainers.suggestions import ALPHAPO_ALPHA, OF_JUDGED, OF_PAIRS, JudgedFacts, PairFacts
 
 
 def pairs(tokens: tuple[int, int] = (20, 30), ref: tuple[float, float] = (-20.0, -45.0), rows: int = 8) -> PairFacts:
@@ -42,12 +43,31 @@ def proposed(loss: str, facts: Any) -> dict[str, float]:
         ("rdpo", {"beta": 0.6, "alpha": 0.1}),  # lengths differ by 10
         ("dpo_nll", {"beta": 0.6, "alpha": 0.69}),  # log 2 against 1 nat per token
         ("cpo", {"beta": 0.12, "alpha": 0.69}),  # 3 / 25
+        ("discopop", {"beta": 0.6}),
         # margins of 0.5 nats per token are the ratio; nothing is far from it, so beta is the highest
         ("simpo", {"beta": 10.0, "gamma": 5.0}),
     ],
 )
 def test_equal_rows_give_closed_forms(loss: str, expected: dict[str, float]) -> None:
     assert proposed(loss, pairs()) == pytest.approx(expected)
+
+
+def test_alphapo_is_simpo_on_bent_margins() -> None:
+    """Means of -1 and -1.5 are 4 (exp(0.375) - exp(0.25)) apart, those of -1 and -2.5 so far that the ratio is 0.8."""
+    assert 4 * (math.exp(0.375) - math.exp(0.25)) == pytest.approx(0.684, abs=1e-3)
+    assert proposed("alphapo", pairs()) == pytest.approx({"beta": 10.0, "gamma": 6.8})
+    far = 4 * (math.exp(0.625) - math.exp(0.25)) - 0.8
+    beta = pytest.approx(3 / far, rel=0.05)
+    assert proposed("alphapo", pairs(ref=(-20.0, -75.0))) == {"beta": beta, "gamma": pytest.approx(2.4 / far, rel=0.05)}
+    assert find("alphapo").knobs["alpha"].default == ALPHAPO_ALPHA
+
+
+def test_offsets_of_odpo_are_within_reach() -> None:
+    near = replace(pairs(), chosen_score=np.full(8, 3.0), rejected_score=np.full(8, 1.0))
+    assert proposed("odpo", near) == pytest.approx({"beta": 0.6, "alpha": 1.0})  # log 2 is below 3
+    far = replace(near, chosen_score=np.full(8, 1 + math.exp(6)))
+    assert proposed("odpo", far) == pytest.approx({"beta": 0.6, "alpha": 0.5})  # 3 / log exp(6)
+    assert proposed("odpo", pairs()) == pytest.approx({"beta": 0.6})
 
 
 def test_odds_ratio_is_a_tenth_of_the_likelihood() -> None:

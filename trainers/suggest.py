@@ -121,6 +121,7 @@ def _facts(version: "Version", loss: "Loss") -> "PairFacts | JudgedFacts":
     wanted = _COLUMNS.get(version.kind)
     if wanted is None:
         raise UserError(f"--loss {loss.name} on {version.kind}: rules speak of pairs and of unpaired rows.")
+    wanted = wanted | {name: name for name in ("chosen_score", "rejected_score") if name in reading.values}
     missing = [name for name in wanted.values() if name not in version.columns() and name != "weight"]
     if missing:
         raise MissingColumns(

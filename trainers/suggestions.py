@@ -21,6 +21,8 @@ MARGIN = 3.0
 RATIO_SHARE = 0.1  # of the likelihood term, that the odds-ratio term begins with
 SIMPO_RATIO = (0.1, 0.8)  # gamma / beta in the paper
 SIMPO_BETA = (1.0, 10.0)
+ALPHAPO_ALPHA = 0.25  # the default that beta and gamma are proposed for
+ODPO_ALPHA = 1.0  # in most of the paper's runs
 LIKELIHOOD = (0.05, 1.0)  # weights of likelihood terms in published runs
 OTHER_TERM = 0.2  # of the first term of a sum, that another begins with; Llama 3.1's weight of the likelihood
 
@@ -33,6 +35,8 @@ class PairFacts:
     rejected_tokens: Numbers
     ref_chosen: Numbers  # nats, sums
     ref_rejected: Numbers
+    chosen_score: Numbers | None = None  # in the scorer's unit; read for losses that read it
+    rejected_score: Numbers | None = None
 
     @property
     def margin(self) -> Numbers:
@@ -173,9 +177,34 @@ def length_regularised(facts: PairFacts) -> list[Proposal]:
     return [*logistic(facts), Proposal("alpha", _rounded(1 / max(high, 1.0)), why)]
 
 
+def with_offset(facts: PairFacts) -> list[Proposal]:
+    """ODPO: offsets that beta times the log-ratio margin gets to."""
+    (beta,) = logistic(facts)
+    if facts.chosen_score is None or facts.rejected_score is None:
+        return [beta]
+    gaps = facts.chosen_score - facts.rejected_score
+    high = float(np.quantile(gaps, 0.9))
+    asked = math.log(high) if high > 1 else 0.0
+    value = ODPO_ALPHA if asked * ODPO_ALPHA <= MARGIN else MARGIN / asked
+    why = f"scores differ by more than {high:.3g} in a tenth of the pairs, whose logarithm is {math.log(max(high, 1e-6)):.3g}: alpha is {ODPO_ALPHA:g} as in the paper, or less where alpha times that would be beyond {MARGIN:g}"
+    return [beta, Proposal("alpha", _rounded(value), why)]
+
+
 def mean_margin(facts: PairFacts) -> list[Proposal]:
     """SimPO: a margin that three quarters of the pairs do not have yet, on a scale where few are saturated."""
-    (low, high), margins = SIMPO_RATIO, facts.margin_per_token
+    return _apart(facts.margin_per_token)
+
+
+def bent_margin(facts: PairFacts) -> list[Proposal]:
+    """AlphaPO: the same of its bent rewards, at the alpha that it has unless set."""
+    chosen, rejected = facts.ref_chosen / facts.chosen_tokens, facts.ref_rejected / facts.rejected_tokens
+    bent = (np.exp(-ALPHAPO_ALPHA * rejected) - np.exp(-ALPHAPO_ALPHA * chosen)) / ALPHAPO_ALPHA
+    told = f"bent at alpha {ALPHAPO_ALPHA:g}: "
+    return [Proposal(each.knob, each.value, told + each.why) for each in _apart(bent)]
+
+
+def _apart(margins: Numbers) -> list[Proposal]:
+    low, high = SIMPO_RATIO
     quartile = float(np.quantile(margins, 0.75))
     ratio = min(max(quartile, low), high)
     far = float(np.quantile(np.abs(margins - ratio), 0.9))
@@ -219,7 +248,8 @@ def weighted_classes(facts: JudgedFacts) -> list[Proposal]:
 
 
 OF_PAIRS: Mapping[str, Callable[[PairFacts], list[Proposal]]] = {
-    **dict.fromkeys(("dpo", "robust", "odpo", "ldpo", "exo", "aot"), logistic),
+    **dict.fromkeys(("dpo", "robust", "ldpo", "exo", "discopop", "aot"), logistic),
+    "odpo": with_offset,
     **dict.fromkeys(("nca", "apo_zero", "apo_down", "bco_pair"), per_side),
     "rso_sigmoid": temperature,
     "rso_hinge": hinge,
@@ -233,6 +263,7 @@ OF_PAIRS: Mapping[str, Callable[[PairFacts], list[Proposal]]] = {
     "ipo_mean": squared_per_token,
     **dict.fromkeys(("sppo", "sppo_hard"), absolute_target),
     "simpo": mean_margin,
+    "alphapo": bent_margin,
     "orpo": odds,
 }
 OF_JUDGED: Mapping[str, Callable[[JudgedFacts], list[Proposal]]] = {
