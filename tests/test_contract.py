@@ -61,7 +61,17 @@ def test_a_pair_loss_on_unpaired_rows_names_what_makes_pairs(demonstrations: Ver
         check(demonstrations, parse("orpo", None, ()))
     assert "holds completions" in str(refused.value)
     assert "python -m flows.build_sapo_negatives v1" in str(refused.value)
-    assert str(refused.value).endswith("one of: rrhf, sft")
+    assert str(refused.value).endswith("one of: sft")  # rrhf reads scores, and these rows have none
+
+
+def test_a_loss_is_named_where_every_train_row_has_what_it_reads(model: str, tmp_path: Path) -> None:
+    rows = [row | {"score": 1.0} for row in completion_rows(4)]
+    held_out = {"test": table(completion_rows(2, seed=1), "completions")}
+    for name, train, told in (("full", rows, "rrhf, sft"), ("gap", [*rows, completion_rows(5)[4]], "sft")):
+        splits = {"train": table(train, "completions"), **held_out}
+        version = publish(tmp_path / name, splits, model, kind="completions")
+        with pytest.raises(MissingColumns, match=f"one of: {told}$"):
+            check(version, parse("orpo", None, ()))
 
 
 def test_a_reference_without_a_name_is_refused_only_where_it_is_read(model: str, tmp_path: Path) -> None:

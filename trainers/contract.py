@@ -51,17 +51,16 @@ def check(version: Version, loss: Loss) -> None:
 
 
 def _check_term(version: Version, objective: Objective) -> None:
-    usable = usable_losses(version.kind, version.columns())
     if version.kind not in objective.batch.sides:
         raise MissingColumns(
             f"--loss {objective.name} reads {' or '.join(objective.batch.sides)}, and data version {version.name} holds"
-            f" {version.kind}.\n{_makes_kind(version, objective)}{_as_it_is(version.name, usable)}"
+            f" {version.kind}.\n{_makes_kind(version, objective)}{_as_it_is(version)}"
         )
     missing = missing_columns(version.columns(), objective)
     if missing:
         raise MissingColumns(
             f"--loss {objective.name} reads {' and '.join(missing)}, which data version {version.name} does not have.\n"
-            f"{_adds(version, missing)}{_as_it_is(version.name, usable)}"
+            f"{_adds(version, missing)}{_as_it_is(version)}"
         )
     if objective.batch.referenced and not version.manifest["reference"]:
         raise MissingColumns(
@@ -283,12 +282,25 @@ def _flow(version: Version, flow: str, *arguments: str) -> str:
     return f"python -m flows.{flow} {shlex.join([*arguments, *root])}"
 
 
-def _as_it_is(version: str, usable: Sequence[str]) -> str:
+def _as_it_is(version: Version) -> str:
+    usable = usable_losses(version.kind, _filled(version))
     return (
-        f"Or train {version} as it is with one of: {', '.join(usable)}"
+        f"Or train {version.name} as it is with one of: {', '.join(usable)}"
         if usable
-        else f"No loss here reads {version} as it is."
+        else f"No loss here reads {version.name} as it is."
     )
+
+
+def _filled(version: Version) -> list[str]:
+    """Its columns, but for those that a loss would refuse since a train row has no value there."""
+    needed = {
+        value.column for one in OBJECTIVES.values() for value in one.batch.values.values() if value.default is None
+    }
+    asked = [name for name in version.columns() if name in needed]
+    if not asked:
+        return version.columns()
+    empty = {name for part in version.batches("train", columns=asked) for name in asked if part[name].null_count}
+    return [name for name in version.columns() if name not in empty]
 
 
 def same_model(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
