@@ -41,6 +41,7 @@ from trainers.objectives import (
     sppo_hard,
 )
 from trainers.objectives.batch import PairWithMeans, PartialPair, ReferencedPairOfStep
+from trainers.objectives.weighting import aligned, weights
 
 # loss -> what TRL has under its name or for it, and how it is another one
 DEPARTURES = {
@@ -81,6 +82,7 @@ class Tokens:
         policy, reference = (-2 * torch.rand(2 * rows, longest, generator=generator, dtype=torch.float64) for _ in "pr")
         self.policy = torch.where(self.mask, policy, 0.0).to(dtype)
         self.reference = torch.where(self.mask, reference, 0.0).to(dtype)
+        self.collisions = -torch.rand(2 * rows, longest, generator=generator, dtype=torch.float64).to(dtype)
 
     def pair(self) -> ReferencedPair:
         """As our losses read them."""
@@ -107,6 +109,7 @@ def trl_dpo(
         "f_divergence_type": "reverse_kl",
         "f_alpha_divergence_coef": 0.5,
         "ld_alpha": None,
+        "use_weighting": False,
     }
     given |= settings
     names = loss.split("+")
@@ -118,7 +121,6 @@ def trl_dpo(
         accelerator=SimpleNamespace(device="cpu", gather=lambda x: x, gather_for_metrics=lambda x: x),
         model=SimpleNamespace(training=True),
         args=SimpleNamespace(discopop_tau=0.05),
-        use_weighting=False,
         aux_loss_enabled=False,
         precompute_ref_logps=True,
         _metrics=defaultdict(lambda: defaultdict(list)),
@@ -130,6 +132,7 @@ def trl_dpo(
     gave = SimpleNamespace(
         log_probs=tokens.policy, entropy=nothing, mean_logits=nothing, is_top1=torch.zeros_like(tokens.mask), loss=None
     )
+    gave.log_sum_sq_probs = tokens.collisions
     reference = tokens.reference.sum(1)
     if given["ld_alpha"] is not None:  # TRL cuts what it stores when it stores it
         partial = tokens.partial()
@@ -188,6 +191,18 @@ def test_a_sum_with_trls_sft_term_is_the_token_mean() -> None:
     lp = ReferencedPairOfStep(**vars(PAIRS), mean_chosen_tokens=PAIRS.chosen_tokens.double().mean())
     theirs = trl_dpo(TOKENS, "sigmoid+sft", weights=(1.0, 0.2))
     assert_close(theirs, dpo_nll_token(lp, alpha=0.2).mean())
+
+
+def test_weights_are_trls_where_none_is_clamped() -> None:
+    # likelier answers than the policy's own count more than once in TRL, and once here
+    mean = (aligned(TOKENS.policy, TOKENS.collisions, TOKENS.mask)).exp()
+    unclamped = (mean.chunk(2)[0] * mean.chunk(2)[1] * dpo(PAIRS)).mean()
+    assert_close(trl_dpo(TOKENS, "sigmoid", use_weighting=True), unclamped)
+    lower = Tokens()
+    lower.policy = torch.where(lower.mask, lower.policy - 1.0, 0.0)
+    own = weights(*aligned(lower.policy, lower.collisions, lower.mask).chunk(2))
+    assert own.max() < 1
+    assert_close(trl_dpo(lower, "sigmoid", use_weighting=True), (own * dpo(lower.pair())).mean())
 
 
 @pytest.mark.parametrize("theirs", ["forward_kl", "js_divergence", "alpha_divergence"])

@@ -125,8 +125,10 @@ def test_equal_on_random_trees(family, spread):
     def check(trees):
         model.zero_grad()
         oracle.zero_grad()
-        found, expected = forward(model, trees, extras=True), padded.forward(oracle, trees, extras=True)
-        for name in ("logps", "entropies", "hits"):
+        found, expected = (
+            run(one, trees, extras=True, collisions=True) for run, one in ((forward, model), (padded.forward, oracle))
+        )
+        for name in ("logps", "entropies", "hits", "collisions"):
             for one, other in zip(getattr(found, name), getattr(expected, name), strict=True):
                 torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
         # with one id only, whole gradients cancel
@@ -383,7 +385,7 @@ def test_no_logits_of_all_scored_tokens(monkeypatch):
     monkeypatch.setattr(head, "_CHUNK_ROWS", chunk)
     tree = candidates(4, trunk=2)
     with Largest() as largest:
-        loss(forward(model, [tree], extras=True).logps).backward()
+        loss(forward(model, [tree], extras=True, collisions=True).logps).backward()
     assert largest.seen == max(chunk, 16) * vocabulary  # the head's own weight is 16 x vocabulary
     assert largest.seen < 4 * 20 * vocabulary
 
@@ -407,16 +409,25 @@ def test_the_head_equals_its_closed_form(monkeypatch, cap, rows, kept, frozen):
     for results in (found, expected):
         inputs = [each.clone().requires_grad_(not frozen or i == 0) for i, each in enumerate((hidden, weight, bias))]
         if results is found:
-            logps, entropies, hits = head.target_logps(*inputs, read, targets, cap=cap, extras=True)
+            logps, entropies, hits, collisions = head.target_logps(
+                *inputs, read, targets, cap=cap, extras=True, collisions=True
+            )
         else:
             logits = torch.nn.functional.linear(*inputs)
             logits = logits if cap is None else cap * (logits / cap).tanh()
             every = logits.log_softmax(1)[read]
             logps, hits = every.gather(1, targets[:, None]).squeeze(1), (every.argmax(1) == targets).float()
             entropies = -(every.exp() * every).sum(1)
+            collisions = every.exp().square().sum(1).log()
         (logps * upstream).sum().backward()
         assert [each.grad is None for each in inputs] == [False, frozen, frozen]
-        results += [logps, entropies.detach(), hits, *(each.grad for each in inputs if each.grad is not None)]
+        results += [
+            logps,
+            entropies.detach(),
+            hits,
+            collisions.detach(),
+            *(each.grad for each in inputs if each.grad is not None),
+        ]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other)
 
@@ -425,7 +436,7 @@ def test_the_head_may_be_run_backward_twice():
     torch.manual_seed(0)
     hidden, weight = torch.randn(4, 5, requires_grad=True), torch.randn(9, 5, requires_grad=True)
     places = torch.arange(4)
-    logps, _, _ = head.target_logps(hidden, weight, None, places, places)
+    logps, *_ = head.target_logps(hidden, weight, None, places, places)
     first = torch.autograd.grad(logps.sum(), (hidden, weight), retain_graph=True)
     second = torch.autograd.grad(logps.sum(), (hidden, weight))
     for one, other in zip(first, second, strict=True):

@@ -45,7 +45,7 @@ def test_the_list_says_of_every_loss_what_it_reads_its_source_and_its_knobs(caps
         block = next(part for part in said.split("\n\n") if part.startswith(f"{name}\n"))
         assert f"  reads   {objective.batch.reads}\n" in block
         assert f"  source  {objective.source}\n" in block
-        for knob in objective.knobs.values():
+        for knob in objective.options.values():
             told = f"{knob.name}  {knob.kind}, {knob.default} unless set"
             assert told + (f", {knob.allowed}" if knob.allowed else "") in block
     dpo = next(part for part in said.split("\n\n") if part.startswith("dpo\n"))

@@ -155,7 +155,7 @@ def _plan(wanted: Wanted, loss: str, say: Say) -> "Plan":
 
     found = parse(loss, None, ())
     own = [setting.removeprefix(f"{loss}.") for setting in wanted.settings if setting.startswith(f"{loss}.")]
-    knobs = {knob for objective in found.objectives for knob in objective.knobs}
+    knobs = {knob for objective in found.objectives for knob in objective.options}
     common = [setting for setting in wanted.settings if setting.partition("=")[0] in knobs]
     options = replace(wanted.base, loss=loss, set=tuple(common + own), lr=wanted.base.lr or found.lr * wanted.lr_scale)
     return planning.make(options, planning.versions(options), Processes(), say)
@@ -204,7 +204,7 @@ def _check_settings(wanted: Wanted) -> None:
     """UserError for a setting that no loss reads."""
     from trainers.loss import parse
 
-    known = {loss: {knob for one in parse(loss, None, ()).objectives for knob in one.knobs} for loss in wanted.losses}
+    known = {loss: {knob for one in parse(loss, None, ()).objectives for knob in one.options} for loss in wanted.losses}
     for setting in wanted.settings:
         name = setting.partition("=")[0]
         if not any(name in knobs or name.startswith(f"{loss}.") for loss, knobs in known.items()):

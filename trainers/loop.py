@@ -62,14 +62,16 @@ def step(model: Any, rows: RowBatch, task: Task, *, extras: bool = True, pooling
     if task.loss.head == "score":
         measured, scores = Measured(logprobs.rewards(model, rows.trees).to(widest(rows.tokens.device))), None
     else:
-        scores = logprobs.forward(model, rows.trees, extras=extras)
-        measured = Measured.of(rows, scores.logps)
+        scores = logprobs.forward(model, rows.trees, extras=extras, collisions=task.loss.weighted)
+        measured = Measured.of(rows, scores.logps, scores.collisions)
     parts = task.parts(rows, measured, pooling)
     tally = Tally()
     for part in parts:
         tally.fill(measure(part.batch, part.term.objective, part.term.knobs))  # of two terms' rewards, the first one's
         name = "loss" if len(parts) == 1 else f"loss/{part.term.objective.name}"
         tally.add(name, float(part.losses.detach().sum()), part.items)
+        if part.weights is not None:
+            tally.add(name.replace("loss", "weight"), float(part.weights.sum()), len(rows))
     if scores is not None:
         _add_extras(tally, scores, rows)
         _add_least_likely(tally, scores, rows)

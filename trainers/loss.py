@@ -16,6 +16,8 @@ from prefdata.errors import UserError
 from trainers.objectives import Batch, Objective, find
 from trainers.objectives.batch import Rule, Value
 from trainers.objectives.knobs import resolve
+from trainers.objectives.shared_knobs import Weighting
+from trainers.objectives.weighting import WEIGHTING
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,12 @@ class Term:
     objective: Objective
     knobs: Mapping[str, Any]
     weight: float = 1.0
+    weighting: Weighting = "none"  # of its rows
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """As a run's configuration holds them: its knobs, and the weighting of its rows if there is one."""
+        return {**self.knobs, **({WEIGHTING.name: self.weighting} if self.weighting != WEIGHTING.default else {})}
 
 
 @dataclass(frozen=True)
@@ -99,11 +107,16 @@ class Loss:
         """Whether any term needs to know how many tokens the rows of a step have."""
         return any(objective.batch.per_step for objective in self.objectives)
 
+    @property
+    def weighted(self) -> bool:
+        """Whether any term weighs its rows by the policy's probabilities."""
+        return any(term.weighting != "none" for term in self.terms)
+
     def knobs(self) -> dict[str, Any]:
         """As a run's configuration holds them: by name, and by term where there are several."""
         if len(self.terms) == 1:
-            return dict(self.terms[0].knobs)
-        return {term.objective.name: dict(term.knobs) for term in self.terms}
+            return self.terms[0].settings
+        return {term.objective.name: term.settings for term in self.terms}
 
     def weights(self) -> list[float]:
         """Of the terms."""
@@ -118,9 +131,14 @@ def parse(named: str, weights: str | None, settings: Sequence[str]) -> Loss:
     given = _weights(named, weights, len(objectives))
     return Loss(
         tuple(
-            Term(objective, knobs[objective.name], weight) for objective, weight in zip(objectives, given, strict=True)
+            _term(objective, knobs[objective.name], weight) for objective, weight in zip(objectives, given, strict=True)
         )
     )
+
+
+def _term(objective: Objective, options: Mapping[str, Any], weight: float) -> Term:
+    knobs = {name: value for name, value in options.items() if name in objective.knobs}
+    return Term(objective, knobs, weight, options.get(WEIGHTING.name, WEIGHTING.default))
 
 
 def _check_compatible(named: str, objectives: Sequence[Objective]) -> None:
@@ -153,16 +171,16 @@ def _weights(named: str, given: str | None, terms: int) -> list[float]:
 
 
 def _knobs(objectives: Sequence[Objective], settings: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """By objective, every knob's value."""
+    """By objective, every option's value."""
     if len(objectives) == 1:
         (only,) = objectives
         prefix = f"{only.name}."
-        return {only.name: resolve(only.name, only.knobs, [setting.removeprefix(prefix) for setting in settings])}
+        return {only.name: resolve(only.name, only.options, [setting.removeprefix(prefix) for setting in settings])}
     own: dict[str, list[str]] = {objective.name: [] for objective in objectives}
     for setting in settings:
         name, text = _owner(objectives, setting)
         own[name].append(text)
-    return {objective.name: resolve(objective.name, objective.knobs, own[objective.name]) for objective in objectives}
+    return {objective.name: resolve(objective.name, objective.options, own[objective.name]) for objective in objectives}
 
 
 def _owner(objectives: Sequence[Objective], setting: str) -> tuple[str, str]:
@@ -173,13 +191,13 @@ def _owner(objectives: Sequence[Objective], setting: str) -> tuple[str, str]:
         if term not in names:
             raise UserError(f"--set {setting}: there is no term {term!r}; the terms are {' and '.join(names)}.")
         return term, setting.removeprefix(f"{term}.")
-    having = [objective.name for objective in objectives if term in objective.knobs]
+    having = [objective.name for objective in objectives if term in objective.options]
     if len(having) > 1:
         told = " or ".join(f"--set {name}.{setting}" for name in having)
         raise UserError(f"--set {setting}: {' and '.join(having)} both have a knob {term!r}; say {told}.")
     if not having:
         has = "; ".join(
-            f"{objective.name} has {', '.join(map(str, objective.knobs.values())) or 'none'}"
+            f"{objective.name} has {', '.join(map(str, objective.options.values())) or 'none'}"
             for objective in objectives
         )
         raise UserError(f"--set {setting}: no term has a knob called {term!r}: {has}.")

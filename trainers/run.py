@@ -201,7 +201,7 @@ def _described(one: "Objective") -> str:
     summary_line = (one.loss.__doc__ or "").partition("\n")[0]
     knobs = [
         f"{knob.name}  {knob.kind}, {knob.default} unless set" + (f", {knob.allowed}" if knob.allowed else "")
-        for knob in one.knobs.values()
+        for knob in one.options.values()
     ]
     told = {"reads": [one.batch.reads], "source": [one.source], "knobs": knobs or ["none"], "lr": [f"{one.lr:g}"]}
     lines = [

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from trainers.data import RowBatch
 from trainers.loss import Loss, Term
-from trainers.objectives import Batch
+from trainers.objectives import Batch, weighting
 from trainers.precision import widest
 
 # a contract, and the sums and counts of its means over all processes' rows -> the means
@@ -29,6 +29,7 @@ class Part:
     batch: Batch
     losses: Tensor  # (B,) with gradient
     items: int  # what their sum is counted in: rows, or scored tokens
+    weights: Tensor | None = None  # (B,) that the losses were multiplied by
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,10 @@ class Task:
         for term in self.loss.terms:
             batch = self._batch(term, rows, measured, pooling)
             losses = term.objective.loss(batch, **term.knobs)
-            made.append(Part(term, batch, losses, self.items(term, rows)))
+            weights = self._weights(term, rows, measured)
+            if weights is not None:
+                losses = losses * weights
+            made.append(Part(term, batch, losses, self.items(term, rows), weights))
         return made
 
     def batch(self, rows: RowBatch, measured: "Measured", pooling: Pooling = alone) -> Batch:
@@ -75,6 +79,15 @@ class Task:
 
     def _sides(self, term: Term) -> Mapping[str, str]:
         return term.objective.batch.sides[self.kind]
+
+    def _weights(self, term: Term, rows: RowBatch, measured: "Measured") -> Tensor | None:
+        if term.weighting == "none":
+            return None
+        assert measured.logps is not None
+        assert measured.collisions is not None
+        found = weighting.aligned(measured.logps, measured.collisions, rows.scored)
+        sides = {name: measured.side(rows, side, grouped=False)(found) for name, side in self._sides(term).items()}
+        return weighting.weights(**sides)
 
     def _batch(self, term: Term, rows: RowBatch, measured: "Measured", pooling: Pooling) -> Batch:
         contract = term.objective.batch
@@ -110,12 +123,14 @@ class Measured:
 
     sums: Tensor  # (S,)
     logps: Tensor | None = None  # (S, longest)
+    collisions: Tensor | None = None  # (S, longest), as `Scores` has them
 
     @classmethod
-    def of(cls, rows: RowBatch, logps: Sequence[Tensor]) -> "Measured":
-        """From per-token log-probs of every branch."""
+    def of(cls, rows: RowBatch, logps: Sequence[Tensor], collisions: Sequence[Tensor] | None = None) -> "Measured":
+        """From what a forward gives for the tokens of every branch."""
         padded = pad_sequence(list(logps), batch_first=True)
-        return cls(_summed(padded, rows.scored), padded)
+        agreed = None if collisions is None else pad_sequence(list(collisions), batch_first=True)
+        return cls(_summed(padded, rows.scored), padded, agreed)
 
     def side(self, rows: RowBatch, side: str, *, grouped: bool) -> Callable[..., Tensor]:
         """Takes what is kept per branch, (S,), to what a field holds: (B,) of one side, or (B, K) of groups."""

@@ -18,6 +18,8 @@ _BLOCK_ROWS = 32
 # Logits that forward leaves for backward, as float32 (128 MiB); the others are made again.
 _KEPT_LOGITS = 2**25
 
+Found = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # log-probs, entropies, hits, collisions
+
 
 def target_logps(
     hidden: Tensor,
@@ -28,19 +30,21 @@ def target_logps(
     *,
     cap: float | None = None,
     extras: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    collisions: bool = False,
+) -> Found:
     """Log-probs of targets (S,) where target i is predicted from hidden[read[i]]; `read` ascends.
 
     hidden (P, size), weight (vocabulary, size). `cap`: the model's final soft-cap. `extras` adds what `Scores` calls
-    entropies and hits. Matrix products run in the precision of autocast or else of `hidden`, all else in float32.
+    entropies and hits, `collisions` what it calls so. Matrix products run in the precision of autocast or else of `hidden`,
+    all else in float32.
     """
     device = hidden.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
     step = _CHUNK_ROWS if device == "cpu" else _CHUNK_ROWS_GPU
     reads = _Reads(read, targets, len(hidden), step)
     kept = _KEPT_LOGITS // (reads.step * len(weight)) if torch.is_grad_enabled() else 0
-    found: tuple[Tensor, Tensor | None, Tensor | None] = _Head.apply(  # type: ignore[no-untyped-call]
-        hidden, weight, bias, reads, cap, dtype, extras, kept
+    found: Found = _Head.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, bias, reads, cap, dtype, extras, collisions, kept
     )
     return found
 
@@ -75,11 +79,13 @@ class _Head(torch.autograd.Function):
         cap: float | None,
         dtype: torch.dtype,
         extras: bool,
+        collisions: bool,
         kept_chunks: int,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    ) -> Found:
         norms = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         logps = torch.empty_like(reads.targets, dtype=torch.float32)
         entropies, hits = (torch.empty_like(logps), torch.empty_like(logps)) if extras else (None, None)
+        agreed = torch.empty_like(logps) if collisions else None
         head, shift = weight.to(dtype), None if bias is None else bias.to(dtype)
         kept: list[Tensor] = []
         room = _Room(reads.step, weight)
@@ -94,10 +100,12 @@ class _Head(torch.autograd.Function):
             if entropies is not None and hits is not None:
                 entropies[items] = _entropies(logits, norms[rows])[row]
                 hits[items] = (logits.argmax(1)[row] == target).float()
+            if agreed is not None:
+                agreed[items] = _collisions(logits, norms[rows])[row]
         ctx.save_for_backward(hidden, weight, bias, norms, *kept)
         ctx.reads, ctx.cap, ctx.dtype = reads, cap, dtype
-        ctx.mark_non_differentiable(*(extra for extra in (entropies, hits) if extra is not None))
-        return logps, entropies, hits
+        ctx.mark_non_differentiable(*(extra for extra in (entropies, hits, agreed) if extra is not None))
+        return logps, entropies, hits, agreed
 
     @staticmethod
     @once_differentiable
@@ -126,7 +134,7 @@ class _Head(torch.autograd.Function):
             grad_hidden,
             None if grad_weight is None else grad_weight.to(weight.dtype),
             None if grad_bias is None else grad_bias.to(bias.dtype),
-            *[None] * 5,
+            *[None] * 6,
         )
 
 
@@ -186,3 +194,9 @@ def _entropies(logits: Tensor, norms: Tensor) -> Tensor:
     # entr(p) = -p log p, and 0 where p is 0
     entropies: Tensor = torch.special.entr((logits - norms[:, None]).exp_()).sum(1)
     return entropies
+
+
+def _collisions(logits: Tensor, norms: Tensor) -> Tensor:
+    # log sum p^2 = logsumexp(2 log p)
+    parts = zip(_blocks(logits), _blocks(norms), strict=True)
+    return torch.cat([torch.sub(block, norm[:, None]).mul_(2).logsumexp(1) for block, norm in parts])

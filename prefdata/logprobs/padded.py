@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from prefdata.logprobs.trees import Scores, Tree
+from prefdata.logprobs.trees import Scores, Tree, nothing
 from prefdata.logprobs.wrappers import arguments
 
 # Log-softmax runs in float32 over this many logits at a time (256 MiB).
@@ -31,19 +31,21 @@ class _Rows:
     branch_lengths: list[int]
 
 
-def forward(model: Any, trees: Sequence[Tree], *, extras: bool = False) -> Scores:
-    """Scores every branch of every tree in one call of the model; `extras` adds entropies and hits."""
+def forward(model: Any, trees: Sequence[Tree], *, extras: bool = False, collisions: bool = False) -> Scores:
+    """Scores every branch of every tree in one call of the model; `extras` adds entropies and hits, `collisions` those."""
     if not trees:
-        return Scores((), () if extras else None, () if extras else None)
+        return nothing(extras=extras, collisions=collisions)
     rows = _rows(trees, next(model.parameters()).device)
     kept, column = torch.unique(rows.position, return_inverse=True)
     logits = _logits(model, rows, kept)
     index = rows.row * logits.shape[1] + column
     logits = logits.flatten(0, 1)
-    flat = [_TargetLogps.apply(logits, index, rows.target)]  # type: ignore[no-untyped-call]
+    flat = {"logps": _TargetLogps.apply(logits, index, rows.target)}  # type: ignore[no-untyped-call]
     if extras:
-        flat += _extras(logits.detach(), index, rows.target)
-    return Scores(*(torch.split(values, rows.branch_lengths) for values in flat))
+        flat["entropies"], flat["hits"] = _extras(logits.detach(), index, rows.target)
+    if collisions:
+        flat["collisions"] = _collisions(logits.detach(), index)
+    return Scores(**{name: torch.split(values, rows.branch_lengths) for name, values in flat.items()})
 
 
 def _rows(trees: Sequence[Tree], device: torch.device) -> _Rows:
@@ -124,6 +126,14 @@ def _extras(logits: Tensor, index: Tensor, target: Tensor) -> tuple[Tensor, Tens
         entropies[part] = torch.special.entr(logps.exp()).sum(1)
         hits[part] = (logps.argmax(1) == target[part]).float()
     return entropies, hits
+
+
+@torch.no_grad()
+def _collisions(logits: Tensor, index: Tensor) -> Tensor:
+    found = torch.empty_like(index, dtype=torch.float32)
+    for part in _chunks(index, logits.shape[1]):
+        found[part] = logits[index[part]].float().softmax(1).square().sum(1).log()
+    return found
 
 
 def _chunks(index: Tensor, vocabulary: int) -> list[slice]:

@@ -109,8 +109,15 @@ def kernels(device: str) -> tuple[str, ...]:
     return (asked,)
 
 
-def forward(model: Any, trees: Sequence[Tree], *, extras: bool = False, layout: Layout | None = None) -> Scores:
-    """Scores every branch of every tree in one call of a prepared model; `extras` adds entropies and hits.
+def forward(
+    model: Any,
+    trees: Sequence[Tree],
+    *,
+    extras: bool = False,
+    collisions: bool = False,
+    layout: Layout | None = None,
+) -> Scores:
+    """Scores every branch of every tree in one call of a prepared model; `extras` adds entropies and hits, `collisions` those.
 
     `layout` is that of the trees, where it was made before.
     """
@@ -130,11 +137,12 @@ def forward(model: Any, trees: Sequence[Tree], *, extras: bool = False, layout: 
         targets,
         cap=_final_cap(unwrapped(model)),
         extras=extras,
+        collisions=collisions,
     )
     lengths = [len(branch) for branch in layout.branches]
-    logps, entropies, hits = (None if flat is None else torch.split(flat[branches], lengths) for flat in found)
+    logps, *others = (None if flat is None else torch.split(flat[branches], lengths) for flat in found)
     assert logps is not None
-    return Scores(logps, entropies, hits)
+    return Scores(logps, *others)
 
 
 def _hidden(model: Any, head: torch.nn.Module, plan: TreePlan, device: torch.device) -> Tensor:

@@ -42,8 +42,17 @@ class Scores:
     logps      nats, log-prob of every branch token; differentiable
     entropies  nats, entropy of the distribution each token was predicted from; detached; None unless asked for
     hits       1.0 where the token is the most likely one, else 0.0; detached; None unless asked for
+    collisions nats, log of sum over the vocabulary of p^2: how probable it is that two tokens drawn from that distribution
+               are the same, 0 where one is certain; detached; None unless asked for
     """
 
     logps: tuple[Tensor, ...]
     entropies: tuple[Tensor, ...] | None = None
     hits: tuple[Tensor, ...] | None = None
+    collisions: tuple[Tensor, ...] | None = None
+
+
+def nothing(*, extras: bool, collisions: bool) -> Scores:
+    """The scores of no tree."""
+    extra: tuple[Tensor, ...] | None = () if extras else None
+    return Scores((), extra, extra, () if collisions else None)

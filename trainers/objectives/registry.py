@@ -8,8 +8,9 @@ from typing import Literal
 from torch import Tensor
 
 from prefdata.errors import UserError
-from trainers.objectives.batch import Batch, Rule
+from trainers.objectives.batch import Batch, Pair, Rule
 from trainers.objectives.knobs import Knob, knobs_of
+from trainers.objectives.weighting import WEIGHTING
 
 Loss = Callable[..., Tensor]
 Diagnostics = Callable[..., Mapping[str, Tensor]]
@@ -37,6 +38,16 @@ class Objective:
     def knobs(self) -> dict[str, Knob]:
         """Its keyword-only arguments."""
         return knobs_of(self.loss)
+
+    @property
+    def weighable(self) -> bool:
+        """Whether each pair has a loss of its own that can be weighted, apart from what its neighbours are."""
+        return issubclass(self.batch, Pair) and not self.across_rows and not self.batch.pools
+
+    @cached_property
+    def options(self) -> dict[str, Knob]:
+        """All that --set takes: its knobs, and what is done to its losses afterwards."""
+        return {**self.knobs, **({WEIGHTING.name: WEIGHTING} if self.weighable else {})}
 
 
 OBJECTIVES: dict[str, Objective] = {}

@@ -14,6 +14,9 @@ LikelihoodWeight = Annotated[float, Range(at_least=0, why="below 0 chosen would 
 
 Tau = Annotated[float, Range(above=0, why="the target is 1 / (2 tau)")]
 
+# what the losses of pairs are multiplied by; see trainers.objectives.weighting
+Weighting = Literal["none", "wpo"]
+
 # which divergence from the reference a loss of margins stands for; see trainers.objectives.log_ratios
 Divergence = Literal["reverse_kl", "forward_kl", "js", "alpha"]
 
