@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,12 @@ from torch.testing import assert_close
 from prefdata.errors import UserError
 from prefdata.logprobs import Tree, forward, head, padded
 from tests.tiny_models import VOCABULARY, tiny_model
+from tests.trainer_world import Talk, make_world, weights
 from trainers.data import Row, RowBatch, Side, collate
 from trainers.loop import Outcome, step
 from trainers.loss import parse
 from trainers.objectives import OBJECTIVES, weighting
+from trainers.run import train
 from trainers.task import Task
 
 WEIGHABLE = [one.name for one in OBJECTIVES.values() if one.weighable]
@@ -219,3 +222,18 @@ def test_the_choice_is_checked_and_its_default_leaves_no_trace() -> None:
         parse("dpo", None, ["weighting=true"])
     assert parse("dpo", None, ["weighting=none"]).knobs() == parse("dpo", None, ()).knobs()
     assert parse("dpo", None, ["dpo.weighting=wpo", "beta=0.3"]).knobs()["beta"] == 0.3
+
+
+def test_a_run_is_weighted_however_its_steps_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = make_world(tmp_path, plain=16, held_out=4)
+    monkeypatch.chdir(tmp_path)
+    options = replace(world.options, steps=3, set=("weighting=wpo",))
+    whole, cut, plain = (
+        train(replace(options, batch_size=size, accumulate=8 // size, set=given), say=Talk())
+        for size, given in ((8, options.set), (2, options.set), (8, ()))
+    )
+    assert 0 < whole.after["weight"] < 1
+    assert whole.after["loss"] == pytest.approx(cut.after["loss"], rel=1e-4)
+    assert whole.before["loss"] < plain.before["loss"]
+    for name, weight in weights(whole.folder).items():
+        assert_close(weight, weights(cut.folder)[name], atol=1e-5, rtol=1e-4)
