@@ -230,7 +230,7 @@ def _tags(where: str) -> dict[str, tuple[str, str | None]]:
 
 def tag(name: str, ref: str, given_root: str | None = None) -> tuple[Version, str | None]:
     """Let a tag name a whole version of this root: that version, and which one the tag named before, if any."""
-    if wrong := _tag_problem(name):
+    if wrong := tag_problem(name):
         raise UserError(f"{name!r} can't be a tag: {wrong}")
     storage = Storage(root(given_root))
     version = find(ref, root=given_root)
@@ -250,7 +250,8 @@ def untag(name: str, given_root: str | None = None) -> str:
     return there[name]
 
 
-def _tag_problem(name: str) -> str | None:
+def tag_problem(name: str) -> str | None:
+    """Why this can't be the name of a tag; None if it can."""
     if re.fullmatch(r"v\d*|latest", name, re.IGNORECASE):
         return "it reads like a version (vN) or like latest"
     if not _TAG.fullmatch(name) or len(name.encode()) > _TAG_BYTES:

@@ -15,7 +15,7 @@ from prefdata.builds import registry
 from prefdata.builds.budget import Budget, BudgetReached
 from prefdata.builds.job import Job, Outcome, run
 from prefdata.errors import UserError
-from prefdata.recipe import estimates, finished
+from prefdata.recipe import estimates, finished, kinds
 from prefdata.recipe.plan import Line, _size, _span
 from prefdata.recipe.sections import SECTIONS
 from prefdata.verify import verify
@@ -255,6 +255,47 @@ def test_scorers_that_changed_are_not_taken_for_what_was_run(
     assert (before == after and before is not None) is (scorer == "lexicon")
 
 
+SOURCES = {
+    "pairs": {"prompt": "w1", "chosen": "w2 w3", "rejected": "w4"},
+    "completions": {"prompt": "w1", "completion": "w2 w3"},
+    "unpaired": {"prompt": "w1", "completion": "w2 w3", "label": True},
+    "prompts": {"prompt": "w1"},
+}
+
+
+def test_what_each_build_reads_is_what_it_takes(write: Write, root: str, tmp_path: Path, model: str) -> None:
+    for kind, row in SOURCES.items():
+        source = tmp_path / f"{kind}.jsonl"
+        source.write_text("".join(json.dumps(row | {"prompt": f"w1 w{n}"}) + "\n" for n in range(9)))
+        text = f"[source]\nsource = {json.dumps(str(source))}\nmodel = {json.dumps(model)}\n"
+        version = built(write(text), root).version
+        assert version.kind == kind
+        for build, reads in kinds.READS.items():
+            refusal = ""
+            try:
+                asked = {"scorer": ("lexicon",)} if build == "score-rewards" else {}
+                registry.job(build, registry.options(build)(source=version.name, **asked), root)
+            except UserError as problem:
+                refusal = str(problem)
+            assert (f"holds {kind}, and this reads" in refusal) is (kind not in reads), (build, refusal)
+
+
+def test_a_build_that_cannot_read_what_is_made_is_refused_before_anything_is_computed(
+    write: Write, chain: str, root: str
+) -> None:
+    path = write(f'{chain}\n[[select]]\nbuild = "rejection-samples"\n')
+    with pytest.raises(
+        UserError, match=r"select\[3\] \(build-rejection-samples\) reads completions, and .* holds pairs"
+    ):
+        recipe.plan(recipe.read(path), root)
+    with pytest.raises(UserError, match=r"reads completions"):
+        built(path, root)
+    path = write(chain.replace("[[select]]", '[score]\nscorer = "lexicon"\n[[select]]', 1))
+    with pytest.raises(UserError, match="lexicon does not score pairs, which the version before score holds"):
+        recipe.plan(recipe.read(path), root)
+    assert [version.name for version in versions.every(root)] == ["v1"]  # the source, whose kind is known by then
+
+
 def test_a_removed_version_is_built_again(write: Write, chain: str, root: str) -> None:
     first = built(write(chain), root)
     shutil.rmtree(Path(root) / first.version.name)
@@ -276,6 +317,7 @@ def test_a_removed_version_is_built_again(write: Write, chain: str, root: str) -
         ("[[source]]\nsource = 'x'\n[[source]]\nsource = 'y'", r"a recipe has one \[source\], and this has 2"),
         ("[reference]\n", r"no \[source\]"),
         ("[output]\ntag = 'x'", "names nothing to build"),
+        ("[source]\nsource = 'x'\n[output]\ntag = 'v3'", "output.tag is 'v3', which can't be a tag: it reads like a version"),
         ("[source]\nversion = 'latest'\n[reference]", "source.version is latest"),
         ("[source]\nversion = 'v1'\nmodel = 'm'\n[reference]", "model has nothing to act on"),
         ("[source]\nsource = 'x'\n[budget]\nmax_tokens = 0", "budget.max_tokens is 0, and must be at least 1"),

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from prefdata import versions
 from prefdata.builds import registry
 from prefdata.builds.job import Job, Outcome
-from prefdata.recipe import finished
+from prefdata.recipe import finished, kinds
 from prefdata.recipe.reading import Recipe, Step
 from prefdata.versions import Version
 
@@ -46,10 +46,15 @@ def run(recipe: Recipe, root: str | None, build: Callable[[Step, Job], Outcome])
 
 
 def _built(recipe: Recipe, root: str, build: Callable[[Step, Job], Outcome]) -> list[Outcome]:
-    source = None if recipe.version is None else versions.find(recipe.version, root=root).url
+    source = None
+    if recipe.version is not None:
+        version = versions.find(recipe.version, root=root)
+        source = version.url
+        kinds.check(recipe.steps, version.kind)
     outcomes: list[Outcome] = []
-    for step in recipe.steps:
+    for number, step in enumerate(recipe.steps, 1):
         outcome = build(step, registry.job(step.build, step.chosen(source), root))
         outcomes.append(outcome)
         source = outcome.version.name
+        kinds.check(recipe.steps[number:], outcome.version.kind)
     return outcomes

@@ -20,6 +20,7 @@ from prefdata.builds.ingest import Ingest
 from prefdata.builds.inputs import model_name
 from prefdata.builds.speeds import Speeds, named
 from prefdata.errors import UserError
+from prefdata.recipe import kinds
 from prefdata.recipe.estimates import ESTIMATES, Expected, Spending
 from prefdata.recipe.reading import Recipe, Step
 from prefdata.versions import Version
@@ -103,9 +104,11 @@ def plan(recipe: Recipe, root: str | None) -> Plan:
     if recipe.version is not None:
         parent = versions.find(recipe.version, root=root)
         expected = _of(parent)
+        kinds.check(recipe.steps, expected.kind)
     lines = []
-    for step in recipe.steps:
+    for number, step in enumerate(recipe.steps, 1):
         found, expected, costs = _step(step, parent, expected, root)
+        kinds.check(recipe.steps[number:], expected.kind)
         parent = found
         made = expected
         times = [_seconds(cost, speeds) for cost in costs]

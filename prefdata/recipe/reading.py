@@ -12,6 +12,7 @@ from prefdata.builds.budget import Budget
 from prefdata.builds.options import check, kind_of
 from prefdata.errors import UserError
 from prefdata.recipe.sections import BY_NAME, OTHERS, SECTIONS, Section
+from prefdata.versions import tag_problem
 
 VERSION = "version"  # the key of [source] that names a version to begin with, in place of an ingest
 
@@ -165,6 +166,8 @@ def _other(section: str, table: Any) -> dict[str, Any]:
     for key, value in found.items():
         if isinstance(value, int) and value < 1:
             raise UserError(f"{section}.{key} is {value}, and must be at least 1")
+        if key == "tag" and (wrong := tag_problem(value)):
+            raise UserError(f"{section}.tag is {value!r}, which can't be a tag: {wrong}")
     return found
 
 
