@@ -87,12 +87,76 @@ def test_equal_sides_have_equal_gradients_and_displace_each_other_fully(few: Pro
         assert found[f"probe/{name}"] == pytest.approx(1, rel=1e-5)
 
 
+def test_a_small_step_moves_chosen_as_far_as_the_gradients_say(few: Probe, world: World) -> None:
+    """First order: a step of DPO from the reference moves chosen by lr beta / 2 (|G_w|^2 - <G_w, G_l>)."""
+    model: Any = models.load_model(world.model).double().eval()
+    trees = [Tree(row.prompt_ids, [side.ids for side in row.sides]) for row in few.rows]
+
+    def sums() -> tuple[torch.Tensor, torch.Tensor]:
+        logps = logprobs.forward(model, trees).logps
+        own = [logps[place][torch.from_numpy(np.array(side.scored))].double().sum() for place, side in enumerate(sides)]
+        return torch.stack(own[::2]), torch.stack(own[1::2])
+
+    sides = [side for row in few.rows for side in row.sides]
+    found = probe.gradients(model, few.rows)
+    (chosen, rejected), beta, lr = sums(), 0.1, 1e-3
+    torch.nn.functional.softplus(-beta * (chosen - chosen.detach() - rejected + rejected.detach())).sum().backward()  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.grad is not None:
+                weight -= lr * weight.grad
+        moved = float((sums()[0] - chosen).sum())
+    expected = lr * beta / 2 * found["probe/gradient_chosen"] ** 2 * (1 - found["probe/displacement"])
+    assert moved == pytest.approx(expected, rel=0.05)
+
+
+def test_ches_is_that_of_the_last_hidden_states(few: Probe, model: Any) -> None:
+    scores = []
+    for row in few.rows:
+        totals = []
+        for side in row.sides:
+            ids = torch.tensor([[*row.prompt_ids, *side.ids]])
+            with torch.no_grad():
+                hidden = model(ids, output_hidden_states=True).hidden_states[-1][0].double()
+            start = len(row.prompt_ids) - 1
+            totals.append(hidden[start : start + len(side.ids)][torch.from_numpy(np.array(side.scored))].sum(0))
+        scores.append(float(totals[0] @ totals[1] - totals[0] @ totals[0]))
+    assert probe.similarity(model, few.rows)["probe/ches"] == pytest.approx(np.mean(scores), rel=1e-4)
+    same = [replace(row, sides=(row.sides[0], row.sides[0])) for row in few.rows]
+    assert probe.similarity(model, same)["probe/ches"] == pytest.approx(0, abs=1e-3)
+
+
+def test_repetition_counts_runs_that_came_before() -> None:
+    assert probe.repeated([1, 2, 3, 4, 5, 6, 7]) == 0
+    assert probe.repeated([1, 2, 3]) == 0
+    assert probe.repeated([5] * 13) == pytest.approx(0.9)  # ten runs, one of a kind
+    assert probe.repeated([1, 2, 3, 4, 1, 2, 3, 4]) == pytest.approx(1 / 5)
+
+
+def test_greedy_answers_are_those_of_the_likeliest_tokens(few: Probe, model: Any) -> None:
+    before = model.generation_config
+    answers = []
+    for row in few.rows:
+        ids = list(row.prompt_ids)
+        ends = before.eos_token_id if isinstance(before.eos_token_id, list) else [before.eos_token_id]
+        while len(ids) < len(row.prompt_ids) + probe.ANSWER_TOKENS and (
+            len(ids) == len(row.prompt_ids) or ids[-1] not in ends
+        ):
+            with torch.no_grad():
+                ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+        answers.append(ids[len(row.prompt_ids) :])
+    found = probe.repetition(model, few.rows)["probe/greedy_repetition"]
+    assert found == pytest.approx(np.mean([probe.repeated(each) for each in answers]))
+    assert model.generation_config is before
+
+
 def test_a_run_logs_the_probe_its_costs_and_how_many_tokens_it_saw(
     options: Options, world: World, tmp_path: Path
 ) -> None:
     talk = Talk()
     result = train.train(replace(options, steps=3, epochs=None), say=talk)
-    for name in ("unseen_per_token", "unrelated_per_token", "entropy", "gradient_ratio", "displacement"):
+    told = ("unseen_per_token", "unrelated_per_token", "entropy", "gradient_ratio", "displacement")
+    for name in (*told, "ches", "greedy_repetition"):
         assert {f"probe/{name}"} <= result.before.keys() & result.after.keys()
     assert result.train["seconds_per_step"] > 0
     assert result.train["peak_memory_gib"] > 0.01

@@ -317,7 +317,9 @@ class Loop(Trainer):
             self.autocast_smart_context_manager(),
             self.pools,
         )
-        means = {**self.task.total(tally.means()), **self._probed()}
+        means = self.task.total(tally.means())
+        if math.isfinite(means["loss"]):
+            means |= self._probed()
         metrics = {f"{metric_key_prefix}_{name}": mean for name, mean in means.items()}
         self.log(dict(metrics))
         if not math.isfinite(means["loss"]):

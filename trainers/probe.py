@@ -1,6 +1,7 @@
 """A few held-out rows, the same at every evaluation, asked what the averages over a loss's own rows don't tell.
 
-Dispersion: does probability go to answers that have nothing to do with the prompt? Sensitivity: how large are the gradients
+Dispersion: does probability go to answers that have nothing to do with the prompt, and does the policy begin to repeat itself?
+Sensitivity: how large are the gradients
 of the chosen and the rejected side, and does a step that lowers one lower the other (arXiv:2406.07327)?
 """
 
@@ -14,13 +15,20 @@ import torch
 from torch import Tensor
 
 from prefdata import logprobs
+from prefdata.engines import Request, Sampling
+from prefdata.engines.transformers import TransformersEngine
 from prefdata.logprobs import Tree
+from prefdata.logprobs.wrappers import unwrapped
+from prefdata.models import config_positions
 from trainers.data import Row, Rows, Side
 from trainers.groups import Groups
 from trainers.precision import widest
 
 ROWS = 32
 PAIRS = 8  # of them, those whose gradients are taken
+ANSWERS = 4  # of them, those whose prompts are answered
+ANSWER_TOKENS = 32
+NGRAM = 4
 
 
 @dataclass(frozen=True)
@@ -38,9 +46,9 @@ class Probe:
 
     def measure(self, model: Any, *, pairs: int = PAIRS) -> dict[str, float]:
         """Named numbers; the caller sets precision and puts the model into evaluation. `pairs` bounds the memory."""
-        found = self.dispersion(model)
+        found = self.dispersion(model) | repetition(model, self.rows[:ANSWERS])
         own = [row for row in self.rows if row.names == ("chosen", "rejected")][:pairs]
-        return found | (gradients(model, own) if own else {})
+        return found | (gradients(model, own) | similarity(model, own) if own else {})
 
     @torch.no_grad()
     def dispersion(self, model: Any) -> dict[str, float]:
@@ -109,3 +117,44 @@ def _squared(model: Any, pairs: Sequence[Row], weights: tuple[float, float]) -> 
         ).sum()
         found = torch.autograd.grad(total, trained, allow_unused=True)
     return float(sum(each.square().sum(dtype=widest(each.device)) for each in found if each is not None))
+
+
+def similarity(model: Any, pairs: Sequence[Row]) -> dict[str, float]:
+    """CHES, a cheap stand-in for how much a pair displaces (Razin et al. 2024, arXiv:2410.08847, definition 2): mean over pairs.
+
+    <sum h_w, sum h_l> - |sum h_w|^2, with h the last hidden states that scored tokens are predicted from. Equal sides
+    give 0; the higher, the likelier it is that a step lowers chosen too.
+    """
+    scores = []
+    for row in pairs:
+        found = logprobs.states(model, [Tree(row.prompt_ids, [side.ids for side in row.sides])])
+        chosen, rejected = (
+            _kept(each, side.scored).to(widest(each.device)).sum(0) for each, side in zip(found, row.sides, strict=True)
+        )
+        scores.append(float(chosen @ rejected - chosen @ chosen))
+    return {"probe/ches": float(np.mean(scores))}
+
+
+def repetition(model: Any, rows: Sequence[Row]) -> dict[str, float]:
+    """How far greedy answers repeat themselves: of all their runs of four tokens, the share that came before in the answer."""
+    inner = unwrapped(model)
+    before, room = inner.generation_config, config_positions(inner.config)
+    end_ids = before.eos_token_id
+    ends = (end_ids,) if isinstance(end_ids, int) else tuple(end_ids or ())
+    requests = [
+        Request(row.row_id, tuple(row.prompt_ids.tolist()), most, seed=0)
+        for row in rows
+        if (most := ANSWER_TOKENS if room is None else min(ANSWER_TOKENS, room - len(row.prompt_ids))) >= NGRAM
+    ]
+    try:
+        engine = TransformersEngine(inner, {"name": "in training"})
+        answers = [sample.token_ids for sample in engine.generate(requests, Sampling(temperature=0, end_ids=ends))]
+    finally:
+        inner.generation_config = before  # the engine leaves one without ends, and it is saved with the model
+    return {"probe/greedy_repetition": float(np.mean([repeated(each) for each in answers]))} if answers else {}
+
+
+def repeated(tokens: Sequence[int]) -> float:
+    """Share of the runs of four tokens that occurred before; 0 of fewer tokens."""
+    runs = [tuple(tokens[start : start + NGRAM]) for start in range(len(tokens) - NGRAM + 1)]
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0

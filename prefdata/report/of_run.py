@@ -211,6 +211,17 @@ def _figures(curves: Curves) -> Iterator[Markup | None]:
         "Displacement above 1: a step lowers chosen too.",
         zero=True,
     )
+    yield charts.curves(
+        "Probe: likeness of both sides",
+        [one("probe/ches", "CHES", "plain", of="eval")],
+        "Of the last hidden states; the higher, the likelier it is that a step lowers chosen too (arXiv 2410.08847).",
+    )
+    yield charts.curves(
+        "Probe: greedy answers that repeat themselves",
+        [one("probe/greedy_repetition", "share of runs of 4 tokens", "plain", of="eval")],
+        "A policy whose probability disperses falls into loops.",
+        zero=True,
+    )
     yield charts.curves("Negative log-likelihood", with_held_out("nll_loss"), "Nats per token of the good answers.")
     yield charts.curves("Entropy", with_held_out("entropy"), "Nats per token.")
     yield charts.curves("Gradient norm", [one("grad_norm", "gradient norm", "plain")])
