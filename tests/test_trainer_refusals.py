@@ -250,14 +250,17 @@ def test_an_ambiguous_loss_is_told_apart_in_one_message() -> None:
         find("RPO")
     assert str(refused.value) == (
         "--loss RPO has 3 meanings: Relative Preference Optimization (Yin et al. 2024) = relative_po; DPO with a likelihood"
-        " term on chosen (IRPO, Llama 3.1) = dpo_nll; Reward-aware Preference Optimization (Nemotron-4). None of these is"
-        f" offered yet; the losses there are: {', '.join(sorted(OBJECTIVES))}."
+        " term on chosen (IRPO, Llama 3.1) = dpo_nll; Reward-aware Preference Optimization (Nemotron-4). Of these there"
+        f" is relative_po and dpo_nll; the losses there are: {', '.join(sorted(OBJECTIVES))}."
     )
 
 
 def test_an_ambiguous_loss_says_which_of_its_meanings_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(OBJECTIVES, "dpo_nll", OBJECTIVES["dpo"])
+    monkeypatch.delitem(OBJECTIVES, "relative_po")
     with pytest.raises(UserError, match=r"Of these there is dpo_nll; the losses there are: .*dpo_nll"):
+        find("rpo")
+    monkeypatch.delitem(OBJECTIVES, "dpo_nll")
+    with pytest.raises(UserError, match=r"None of these is offered yet; the losses there are: .*dpo"):
         find("rpo")
 
 
