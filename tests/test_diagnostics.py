@@ -132,6 +132,21 @@ def test_a_tally_joins_extremes_and_tails_as_if_all_had_come_at_once() -> None:
     assert math.isnan(Tally.joined([one, other]).means()["min"])
 
 
+def test_logits_are_means_over_the_vocabulary_and_the_scored_tokens_of_a_side(world: World, tmp_path: Path) -> None:
+    rows = rows_of(world.version, "dpo", tmp_path)
+    picked = [rows[place] for place in (0, 30, 65, 68)]  # masks are among the last
+    model = models.load_model(world.model)
+    means = loop.step(model, collate(picked), task_of("dpo")).tally.means()
+    for place, name in enumerate(("chosen", "rejected")):
+        levels = []
+        for row in picked:
+            side, start = row.sides[place], len(row.prompt_ids) - 1
+            with torch.no_grad():
+                logits = model(torch.tensor([[*row.prompt_ids, *side.ids]])).logits[0]
+            levels += logits[start : start + len(side.ids)].mean(1)[torch.tensor(side.scored.copy())].tolist()
+        assert means[f"logits/{name}"] == pytest.approx(sum(levels) / len(levels), abs=1e-6)
+
+
 def test_the_first_term_that_has_a_metric_gives_it(world: World, tmp_path: Path) -> None:
     """Rewards of dpo and simpo are on two scales: a mean of both would be neither."""
     rows = collate([rows_of(world.version, "dpo", tmp_path)[place] for place in range(3)])

@@ -128,7 +128,7 @@ def test_equal_on_random_trees(family, spread):
         found, expected = (
             run(one, trees, extras=True, collisions=True) for run, one in ((forward, model), (padded.forward, oracle))
         )
-        for name in ("logps", "entropies", "hits", "collisions"):
+        for name in ("logps", "entropies", "hits", "collisions", "levels"):
             for one, other in zip(getattr(found, name), getattr(expected, name), strict=True):
                 torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
         # with one id only, whole gradients cancel
@@ -409,7 +409,7 @@ def test_the_head_equals_its_closed_form(monkeypatch, cap, rows, kept, frozen):
     for results in (found, expected):
         inputs = [each.clone().requires_grad_(not frozen or i == 0) for i, each in enumerate((hidden, weight, bias))]
         if results is found:
-            logps, entropies, hits, collisions = head.target_logps(
+            logps, entropies, hits, collisions, levels = head.target_logps(
                 *inputs, read, targets, cap=cap, extras=True, collisions=True
             )
         else:
@@ -419,6 +419,7 @@ def test_the_head_equals_its_closed_form(monkeypatch, cap, rows, kept, frozen):
             logps, hits = every.gather(1, targets[:, None]).squeeze(1), (every.argmax(1) == targets).float()
             entropies = -(every.exp() * every).sum(1)
             collisions = every.exp().square().sum(1).log()
+            levels = logits.mean(1)[read]
         (logps * upstream).sum().backward()
         assert [each.grad is None for each in inputs] == [False, frozen, frozen]
         results += [
@@ -426,6 +427,7 @@ def test_the_head_equals_its_closed_form(monkeypatch, cap, rows, kept, frozen):
             entropies.detach(),
             hits,
             collisions.detach(),
+            levels.detach(),
             *(each.grad for each in inputs if each.grad is not None),
         ]
     for one, other in zip(found, expected, strict=True):

@@ -323,6 +323,8 @@ def test_tensorboard_has_training_and_held_out_curves(options: Options) -> None:
         "logps/chosen",
         "entropy",
         "mean_token_accuracy",
+        "logits/chosen",
+        "logits/rejected",
         "nll_loss",
     ):
         assert {f"train/{name}", f"eval/{name}"} <= tags

@@ -143,7 +143,7 @@ def test_collisions_of_sharp_distributions_stay_finite() -> None:
     # one token has all but e^-30 of the probability, or two share it; p^2 of the third is 0 in float32
     hidden = torch.eye(2)
     weight = torch.tensor([[300.0, 200.0], [270.0, 200.0], [0.0, -100.0]])
-    *_, collisions = head.target_logps(
+    *_, collisions, _ = head.target_logps(
         hidden, weight, None, torch.tensor([0, 1]), torch.tensor([0, 0]), collisions=True
     )
     assert_close(collisions, torch.tensor([1.0, 0.5]).log(), atol=5e-5, rtol=0)  # a logit's own rounding

@@ -83,6 +83,11 @@ def _add_extras(tally: Tally, scores: logprobs.Scores, rows: RowBatch) -> None:
         if values is not None:
             scored = _scored(values, rows.scored)
             tally.add(name, float(scored.sum(dtype=widest(scored.device))), scored.numel())
+    if scores.levels is not None and {"chosen", "rejected"} <= set(rows.names):
+        for name in ("chosen", "rejected"):
+            sides = slice(rows.names.index(name), None, len(rows.names))
+            scored = _scored(scores.levels[sides], rows.scored[sides])
+            tally.add(f"logits/{name}", float(scored.sum(dtype=widest(scored.device))), scored.numel())
 
 
 def _add_least_likely(tally: Tally, scores: logprobs.Scores, rows: RowBatch) -> None:

@@ -18,7 +18,8 @@ _BLOCK_ROWS = 32
 # Logits that forward leaves for backward, as float32 (128 MiB); the others are made again.
 _KEPT_LOGITS = 2**25
 
-Found = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]  # log-probs, entropies, hits, collisions
+# log-probs, entropies, hits, collisions, levels
+Found = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]
 
 
 def target_logps(
@@ -35,7 +36,7 @@ def target_logps(
     """Log-probs of targets (S,) where target i is predicted from hidden[read[i]]; `read` ascends.
 
     hidden (P, size), weight (vocabulary, size). `cap`: the model's final soft-cap. `extras` adds what `Scores` calls
-    entropies and hits, `collisions` what it calls so. Matrix products run in the precision of autocast or else of `hidden`,
+    entropies, hits and levels, `collisions` what it calls so. Matrix products run in the precision of autocast or else of `hidden`,
     all else in float32.
     """
     device = hidden.device.type
@@ -84,7 +85,7 @@ class _Head(torch.autograd.Function):
     ) -> Found:
         norms = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
         logps = torch.empty_like(reads.targets, dtype=torch.float32)
-        entropies, hits = (torch.empty_like(logps), torch.empty_like(logps)) if extras else (None, None)
+        entropies, hits, levels = (torch.empty_like(logps) if extras else None for _ in range(3))
         agreed = torch.empty_like(logps) if collisions else None
         head, shift = weight.to(dtype), None if bias is None else bias.to(dtype)
         kept: list[Tensor] = []
@@ -97,15 +98,16 @@ class _Head(torch.autograd.Function):
             torch.cat([block.logsumexp(1) for block in _blocks(logits)], out=norms[rows])
             row, target = reads.places(rows, items)
             logps[items] = logits[row, target] - norms[rows][row]
-            if entropies is not None and hits is not None:
+            if entropies is not None and hits is not None and levels is not None:
                 entropies[items] = _entropies(logits, norms[rows])[row]
                 hits[items] = (logits.argmax(1)[row] == target).float()
+                levels[items] = logits.mean(1)[row]
             if agreed is not None:
                 agreed[items] = _collisions(logits, norms[rows])[row]
         ctx.save_for_backward(hidden, weight, bias, norms, *kept)
         ctx.reads, ctx.cap, ctx.dtype = reads, cap, dtype
-        ctx.mark_non_differentiable(*(extra for extra in (entropies, hits, agreed) if extra is not None))
-        return logps, entropies, hits, agreed
+        ctx.mark_non_differentiable(*(extra for extra in (entropies, hits, agreed, levels) if extra is not None))
+        return logps, entropies, hits, agreed, levels
 
     @staticmethod
     @once_differentiable

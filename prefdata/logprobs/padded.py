@@ -32,7 +32,7 @@ class _Rows:
 
 
 def forward(model: Any, trees: Sequence[Tree], *, extras: bool = False, collisions: bool = False) -> Scores:
-    """Scores every branch of every tree in one call of the model; `extras` adds entropies and hits, `collisions` those."""
+    """Scores every branch of every tree in one call of the model; `extras` adds entropies, hits and levels, `collisions` those."""
     if not trees:
         return nothing(extras=extras, collisions=collisions)
     rows = _rows(trees, next(model.parameters()).device)
@@ -42,7 +42,7 @@ def forward(model: Any, trees: Sequence[Tree], *, extras: bool = False, collisio
     logits = logits.flatten(0, 1)
     flat = {"logps": _TargetLogps.apply(logits, index, rows.target)}  # type: ignore[no-untyped-call]
     if extras:
-        flat["entropies"], flat["hits"] = _extras(logits.detach(), index, rows.target)
+        flat["entropies"], flat["hits"], flat["levels"] = _extras(logits.detach(), index, rows.target)
     if collisions:
         flat["collisions"] = _collisions(logits.detach(), index)
     return Scores(**{name: torch.split(values, rows.branch_lengths) for name, values in flat.items()})
@@ -118,14 +118,16 @@ class _TargetLogps(torch.autograd.Function):
 
 
 @torch.no_grad()
-def _extras(logits: Tensor, index: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    entropies, hits = torch.empty_like(index, dtype=torch.float32), torch.empty_like(index, dtype=torch.float32)
+def _extras(logits: Tensor, index: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    entropies, hits, levels = (torch.empty_like(index, dtype=torch.float32) for _ in range(3))
     for part in _chunks(index, logits.shape[1]):
-        logps = logits[index[part]].float().log_softmax(1)
+        chunk = logits[index[part]].float()
+        levels[part] = chunk.mean(1)
+        logps = chunk.log_softmax(1)
         # entr(p) = -p log p, and 0 where p is 0
         entropies[part] = torch.special.entr(logps.exp()).sum(1)
         hits[part] = (logps.argmax(1) == target[part]).float()
-    return entropies, hits
+    return entropies, hits, levels
 
 
 @torch.no_grad()

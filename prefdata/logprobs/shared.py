@@ -117,7 +117,7 @@ def forward(
     collisions: bool = False,
     layout: Layout | None = None,
 ) -> Scores:
-    """Scores every branch of every tree in one call of a prepared model; `extras` adds entropies and hits, `collisions` those.
+    """Scores every branch of every tree in one call of a prepared model; `extras` adds entropies, hits and levels, `collisions` those.
 
     `layout` is that of the trees, where it was made before.
     """

@@ -44,15 +44,17 @@ class Scores:
     hits       1.0 where the token is the most likely one, else 0.0; detached; None unless asked for
     collisions nats, log of sum over the vocabulary of p^2: how probable it is that two tokens drawn from that distribution
                are the same, 0 where one is certain; detached; None unless asked for
+    levels     mean over the vocabulary of the logits each token was predicted from; detached; None unless asked for
     """
 
     logps: tuple[Tensor, ...]
     entropies: tuple[Tensor, ...] | None = None
     hits: tuple[Tensor, ...] | None = None
     collisions: tuple[Tensor, ...] | None = None
+    levels: tuple[Tensor, ...] | None = None
 
 
 def nothing(*, extras: bool, collisions: bool) -> Scores:
     """The scores of no tree."""
     extra: tuple[Tensor, ...] | None = () if extras else None
-    return Scores((), extra, extra, () if collisions else None)
+    return Scores((), extra, extra, () if collisions else None, extra)
