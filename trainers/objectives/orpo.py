@@ -34,7 +34,7 @@ def orpo(
 
     Shapes   every field of lp is (B,); returns (B,), one loss per pair, not reduced.
     Units    nats per token: both terms use the mean over a side's scored tokens, and every pair weighs the same.
-    Params   lam: 0.1 in the paper's Mistral runs, 0.2 to 0.25 for smaller models.
+    Params   lam: 0.1 in the paper's Mistral runs, 0.2 to 0.25 for smaller models [unconfirmed].
     Data     no reference. The likelihood term covers the chosen completion only, not the prompt.
     Anchor   equal means on both sides give -m_chosen + lam log 2; lam = 0 is fine-tuning with a mean per sequence.
     """

@@ -20,6 +20,7 @@ def sft(lp: Demonstration) -> Tensor:
     Shapes   every field of lp is (B,); returns (B,), each row's sum over tokens, not reduced.
     Units    nats. Of the three usual normalisations this is the token mean: every token of the step weighs the same,
              and a long answer more than a short one.
+    Params   none; the learning rate, 1e-5, is of the size that full fine-tuning usually takes [unconfirmed].
     Data     the chosen side of a pair, or the completion of a row; the prompt is not scored.
     Anchor   uniform predictions over V tokens give ln V.
     """
