@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from prefdata import logprobs, models
+from tests.loss_batches import at_margin
 from tests.trainer_world import World, rows_of, task_of
 from trainers import loop
 from trainers.data import collate
@@ -130,6 +131,19 @@ def test_a_tally_joins_extremes_and_tails_as_if_all_had_come_at_once() -> None:
     assert Tally.joined([one, other]).means() == {"min": -2.0, "p10": pytest.approx(0.3)}
     other.lowest("min", math.nan)
     assert math.isnan(Tally.joined([one, other]).means()["min"])
+
+
+@pytest.mark.parametrize("name", ["cpo", "dpo_norm"])
+def test_saturation_is_of_the_logit_that_the_loss_reads(name: str) -> None:
+    """Sums of cpo, though it has no reference; means of dpo_norm, though it has one."""
+    one = find(name)
+    knobs = resolve(name, one.knobs, [])
+    tokens = {"chosen_tokens": torch.tensor([100]), "rejected_tokens": torch.tensor([50])}
+    lp = replace(at_margin(one.batch, -20.0, -35.0), **tokens)
+    logit = knobs["beta"] * (15.0 if name == "cpo" else -20 / 100 + 35 / 50)
+    means = measure(lp, one, knobs).means()
+    assert means["rewards/margins"] == pytest.approx(logit)
+    assert means["saturation/weight"] == pytest.approx(1 / (1 + math.exp(logit)))
 
 
 def test_logits_are_means_over_the_vocabulary_and_the_scored_tokens_of_a_side(world: World, tmp_path: Path) -> None:

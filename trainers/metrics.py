@@ -15,6 +15,7 @@ from torch import Tensor
 from trainers import diagnostics
 from trainers.objectives import Batch, Demonstration, Objective, Pair, ReferencedPair
 from trainers.objectives.batch import Judged, Ranked, ReferencedRanked, RewardPair
+from trainers.objectives.registry import Reward
 from trainers.precision import widest
 
 Named = Iterator[tuple[str, Tensor, float | Tensor]]  # a metric, its values, and the count that their sum is taken over
@@ -99,7 +100,7 @@ def measure(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Tal
 
 def _rows(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Named:
     if isinstance(batch, Pair):
-        yield from _pairs(batch, knobs)
+        yield from _pairs(batch, knobs, objective.rewards)
     elif isinstance(batch, RewardPair):
         rows = len(batch.chosen)
         yield "rewards/chosen", batch.chosen, rows
@@ -120,7 +121,7 @@ def _rows(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Named
             yield name, values, len(values)
 
 
-def _pairs(pair: Pair, knobs: Mapping[str, Any]) -> Named:
+def _pairs(pair: Pair, knobs: Mapping[str, Any], of: Reward | None) -> Named:
     rows = len(pair.chosen)
     chosen_mean, rejected_mean = pair.chosen / pair.chosen_tokens, pair.rejected / pair.rejected_tokens
     yield "logps/chosen", pair.chosen, rows
@@ -129,7 +130,7 @@ def _pairs(pair: Pair, knobs: Mapping[str, Any]) -> Named:
     yield "logps/rejected_per_token", pair.rejected, pair.rejected_tokens.sum()
     yield "logps/accuracies", chosen_mean > rejected_mean, rows
     yield "nll_loss", -pair.chosen, pair.chosen_tokens.sum()
-    chosen, rejected = rewards(pair, knobs)
+    chosen, rejected = rewards(pair, knobs, of)
     yield "rewards/chosen", chosen, rows
     yield "rewards/rejected", rejected, rows
     yield "rewards/margins", chosen - rejected, rows
@@ -179,13 +180,15 @@ def _ranked(batch: Ranked, knobs: Mapping[str, Any]) -> Named:
         yield "rewards/ties", (margins == 0) & better, pairs
 
 
-def rewards(pair: Pair, knobs: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def rewards(pair: Pair, knobs: Mapping[str, Any], of: Reward | None = None) -> tuple[Tensor, Tensor]:
     """The implicit rewards of both sides; never comparable between objectives.
 
-    beta (log pi - log pi_ref), on sums, where a reference is read; otherwise beta times the mean log-prob per token. A
-    loss without a beta counts as 1.
+    beta (log pi - log pi_ref), on sums, where a reference is read; otherwise beta times the mean log-prob per token; a
+    loss that reads the other of the two says so in `of`. A loss without a beta counts as 1.
     """
-    beta = float(knobs.get("beta", 1.0))
+    beta, chosen, rejected = float(knobs.get("beta", 1.0)), pair.chosen, pair.rejected
     if isinstance(pair, ReferencedPair):
-        return beta * (pair.chosen - pair.ref_chosen), beta * (pair.rejected - pair.ref_rejected)
-    return beta * pair.chosen / pair.chosen_tokens, beta * pair.rejected / pair.rejected_tokens
+        chosen, rejected = chosen - pair.ref_chosen, rejected - pair.ref_rejected
+    if (of or ("sums" if isinstance(pair, ReferencedPair) else "means")) == "means":
+        chosen, rejected = chosen / pair.chosen_tokens, rejected / pair.rejected_tokens
+    return beta * chosen, beta * rejected

@@ -8,7 +8,7 @@ from trainers.objectives.registry import objective
 from trainers.objectives.shared_knobs import Beta, LabelSmoothing, LikelihoodWeight
 
 
-@objective(Pair, source="Xu et al. 2024, arXiv:2401.08417, eq. 3", lr=1e-5)
+@objective(Pair, source="Xu et al. 2024, arXiv:2401.08417, eq. 3", lr=1e-5, rewards="sums")
 def cpo(lp: Pair, *, beta: Beta = 0.1, alpha: LikelihoodWeight = 1.0, label_smoothing: LabelSmoothing = 0.0) -> Tensor:
     """Contrastive Preference Optimization: DPO with a uniform reference, and the likelihood of chosen.
 

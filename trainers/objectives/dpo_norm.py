@@ -13,6 +13,7 @@ from trainers.objectives.shared_knobs import Beta, Divergence, DivergenceAlpha
     ReferencedPair,
     source="Tulu 3, Lambert et al. 2024, arXiv:2411.15124; sigmoid_norm in TRL",
     lr=5e-7,
+    rewards="means",
 )
 def dpo_norm(
     lp: ReferencedPair,

@@ -16,6 +16,7 @@ Loss = Callable[..., Tensor]
 Diagnostics = Callable[..., Mapping[str, Tensor]]
 Rules = Callable[..., tuple[Rule, ...]]
 Reduction = Literal["rows", "tokens"]
+Reward = Literal["sums", "means"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Objective:
     )  # what only this loss has to show: called as the loss is, named (B,) values, logged as means
     across_rows: bool = False  # whether the rows of a forward are compared with each other, so that its size matters
     rules: Rules | None = None  # what it refuses of a row beyond its contract: called with its knobs
+    rewards: Reward | None = None  # what a side's logged reward is of; None: sums over a reference, means without one
 
     @cached_property
     def knobs(self) -> dict[str, Knob]:
@@ -71,6 +73,7 @@ def objective(
     diagnostics: Diagnostics | None = None,
     across_rows: bool = False,
     rules: Rules | None = None,
+    rewards: Reward | None = None,
 ) -> Callable[[Loss], Loss]:
     """Register a loss under its own function name; the function itself is left as it is.
 
@@ -84,7 +87,7 @@ def objective(
         if loss.__name__ in OBJECTIVES:
             raise ValueError(f"two losses are called {loss.__name__!r}: rename the one in {loss.__module__}")
         OBJECTIVES[loss.__name__] = Objective(
-            loss.__name__, loss, batch, source, reduction, lr, diagnostics, across_rows, rules
+            loss.__name__, loss, batch, source, reduction, lr, diagnostics, across_rows, rules, rewards
         )
         return loss
 
