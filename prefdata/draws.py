@@ -24,12 +24,27 @@ def uniform(seed: int, ids: Sequence[str], purpose: str, round_: int = 0) -> np.
     """(rows,) one number in [0, 1) for each id, for many rows at once: a hash of all arguments, mixed by SplitMix64."""
     start = np.uint64(row_seed(seed, "all rows", purpose, round_))
     names = np.fromiter((_name(each) for each in ids), np.uint64, len(ids))
+    return _number(_mixed(names ^ start))
+
+
+def of_both(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """(rows,) one number in [0, 1) for each pair of draws of `uniform`, independent of either alone."""
+    bits, others = ((draws * 2.0**53).astype(np.uint64) for draws in (one, other))
+    with np.errstate(over="ignore"):
+        return _number(_mixed(_mixed(bits) + others))
+
+
+def _mixed(values: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """SplitMix64."""
     with np.errstate(over="ignore"):  # unsigned arithmetic wraps around, as it is meant to
-        mixed = (names ^ start) + np.uint64(0x9E3779B97F4A7C15)
+        mixed = values + np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        mixed ^= mixed >> np.uint64(31)
-    return (mixed >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        return np.asarray(mixed ^ (mixed >> np.uint64(31)))
+
+
+def _number(bits: np.ndarray[Any, np.dtype[np.uint64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def _name(row_id: str) -> int:

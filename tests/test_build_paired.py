@@ -7,17 +7,20 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow as pa
 import pytest
 
 from prefdata import models, versions
 from prefdata.builds import making
 from prefdata.builds.job import run
 from prefdata.builds.paired import Options, job
+from prefdata.builds.selecting import model_label
 from prefdata.errors import UserError
 from prefdata.select import paired
 from prefdata.verify import verify
 from prefdata.versions import Version
-from tests.scored_world import ScoredWorld, make_world
+from schemas import completions
+from tests.scored_world import ScoredWorld, make_world, scored_rows
 from tests.tiny_world import completion_rows, pair_rows, publish, table, with_reference
 
 
@@ -123,6 +126,30 @@ def test_bands_are_equal_parts_by_falling_margin(world: ScoredWorld) -> None:
         assert all(spread["least"][n] >= spread["most"][n + 1] for n in range(len(found) - 1))
     even = margins.group_by("reference_band").len()["len"]
     assert even.max() - even.min() <= 1  # type: ignore[operator]
+
+
+def test_on_policy_pairs_are_of_what_the_reference_wrote(world: ScoredWorld, tmp_path: Path) -> None:
+    label = model_label(models.describe(world.model))
+    rows = [
+        {**row, "generator": label if number % 2 else "another"} for number, row in enumerate(scored_rows(8, answers=8))
+    ]
+    schema = pa.unify_schemas([completions.BASE, completions.OPTIONAL])
+    publish(tmp_path, {"train": pa.Table.from_pylist(rows, schema=schema)}, world.model, kind="completions")
+    options = {"source": "v1", "reference": world.model, "on_policy": True}
+    version = run(job(Options(**options), str(tmp_path))).version
+    own = {row["row_id"] for row in rows if row["generator"] == label}
+    assert own >= {
+        row[f"{side}_row_id"] for row in version.table("train").to_pylist() for side in ("chosen", "rejected")
+    }
+    assert {line["row_id"] for line in ledger_of(version) if line["reason"] == "off_policy"} == {
+        row["row_id"] for row in rows
+    } - own
+    with pytest.raises(UserError, match="on_policy chooses among completions"):
+        job(Options(**{**options, "source": version.name}), str(tmp_path))
+
+
+def ledger_of(version: Version) -> list[dict[str, Any]]:
+    return [line for entry in version.files("ledger") for line in version.read(entry).to_pylist()]
 
 
 def test_pairs_pass_through_if_they_are_clear(world: ScoredWorld, tmp_path: Path) -> None:

@@ -217,14 +217,14 @@ def test_a_random_lower_answer_is_any_of_them_equally_often() -> None:
 
 
 def test_of_all_pairs_each_comes_first_equally_often() -> None:
-    prompts = 6000
+    prompts = 20_000
     rows: list[Answer] = [
-        (prompt, score, place) for prompt in range(prompts) for place, score in enumerate((3.0, 2.0, 1.0))
+        (prompt, score, place) for prompt in range(prompts) for place, score in enumerate((4.0, 3.0, 2.0, 1.0))
     ]
     found = select(table(rows), "every").pairs.group_by("chosen_score", "rejected_score").len()["len"]
     counts = np.array(found)
-    assert len(counts) == 3
-    assert float(((counts - prompts / 3) ** 2 / (prompts / 3)).sum()) < 13.8  # chi-square, 2 degrees, p = 0.001
+    assert len(counts) == 6
+    assert float(((counts - prompts / 6) ** 2 / (prompts / 6)).sum()) < 20.5  # chi-square, 5 degrees, p = 0.001
 
 
 def test_seed_and_round_draw_anew() -> None:

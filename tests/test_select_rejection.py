@@ -135,6 +135,14 @@ def test_advantages_and_pairs_in_either_order() -> None:
     }
 
 
+def test_a_baseline_is_of_the_model_that_drew_the_sample() -> None:
+    rows: list[Answer] = [(0, 1.0, 0), (0, 5.0, 1), (0, 2.0, 2), (0, 6.0, 3), (0, 3.0, 4)]
+    models = pl.Series("generator", ["a", "b", "a", "b", "c"])
+    compared = greedy.compare(with_greedy(rows, {0, 1}).with_columns(models))
+    assert dict(zip(compared.rows["row_id"], compared.rows["advantage"], strict=True)) == {"r2": 1.0, "r3": 1.0}
+    assert compared.aside.rows()[0][:2] == ("r4", "no_baseline")
+
+
 @given(ANSWERS, st.sets(st.integers(0, 23)))
 @settings(max_examples=60, deadline=None)
 def test_a_constant_on_all_rewards_changes_no_advantage(rows: list[Answer], picked: set[int]) -> None:

@@ -55,8 +55,8 @@ RUNS = pytest.mark.parametrize(
             *{
                 one.batch: name
                 for name, one in sorted(OBJECTIVES.items(), reverse=True)
-                if one.batch.head == "logits" and "pairs" in one.batch.sides
-            }.values(),
+                if one.batch.head == "logits" and "pairs" in one.batch.sides and name != "relative_po"
+            }.values(),  # relative_po reads embeddings, which its own tests store
         }
     ),
 )

@@ -203,9 +203,10 @@ def saving(folder: Path) -> Iterator[None]:
 
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as problem:
+    except Exception as problem:
         found = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        if isinstance(problem, RuntimeError) and not _of_torch_save(found):
+        of_the_disk = isinstance(problem, OSError | SafetensorError)
+        if not (of_the_disk or _of_torch_save(problem, found) or _of_tokenizers(problem, found)):
             raise
         free = shutil.disk_usage(folder.parent).free
         raise UserError(
@@ -214,9 +215,16 @@ def saving(folder: Path) -> Iterator[None]:
         ) from problem
 
 
-def _of_torch_save(message: str) -> bool:
+def _of_tokenizers(problem: Exception, message: str) -> bool:
+    """tokenizers raises a plain Exception with the number of the system's error in its text."""
+    return type(problem) is Exception and "(os error " in message
+
+
+def _of_torch_save(problem: Exception, message: str) -> bool:
     """torch.save tells of a full disk by no other type and by no number."""
-    return any(name in message for name in ("inline_container", "PytorchStreamWriter", "iostream"))
+    return isinstance(problem, RuntimeError) and any(
+        name in message for name in ("inline_container", "PytorchStreamWriter", "iostream")
+    )
 
 
 def _not_writable(folder: Path, problem: OSError) -> UserError:

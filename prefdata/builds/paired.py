@@ -12,6 +12,7 @@ from prefdata.builds.clear_pairs import ClearPairs
 from prefdata.builds.options import option
 from prefdata.builds.pairing import PairsJob, PairsOfCompletions
 from prefdata.builds.selecting import model_label
+from prefdata.errors import UserError
 from prefdata.models import DTYPES
 from prefdata.select import paired
 from prefdata.select.paired import Selected
@@ -75,4 +76,6 @@ class BuildPaired(PairsOfCompletions):
 def job(options: Options, root: str | None = None) -> PairsJob:
     """The job for the source's kind of rows."""
     source = versions.find(options.source, root=root, kinds=(completions.KIND, pairs.KIND))
+    if options.on_policy and source.kind == pairs.KIND:
+        raise UserError(f"on_policy chooses among completions, and {source.name} holds pairs: leave it out")
     return (ClearPairs if source.kind == pairs.KIND else BuildPaired)(options, root)

@@ -26,11 +26,12 @@ class Compared:
 def compare(answers: pl.DataFrame, *, min_margin: float = 0.0) -> Compared:
     """Of a table as prefdata.select.answers has it. A pair needs scores that differ, by at least the margin."""
     scored = answers.filter(pl.col("score").is_not_null() & pl.col("score").is_finite())
-    # several greedy completions of a prompt (of several models) are no one baseline: the least id stands for them
-    greedy = scored.filter("greedy").sort("row_id").unique("prompt_id", keep="first", maintain_order=True)
-    greedy = greedy.select("prompt_id", baseline="row_id", baseline_score="score", baseline_answer="answer")
+    # a baseline is the greedy completion of the model that drew the sample; of several equal ones the least id stands
+    of_model = ["prompt_id", "generator"]
+    greedy = scored.filter("greedy").sort("row_id").unique(of_model, keep="first", maintain_order=True)
+    greedy = greedy.select(*of_model, baseline="row_id", baseline_score="score", baseline_answer="answer")
     samples = scored.filter(~pl.col("greedy"))
-    met = samples.join(greedy, on="prompt_id", maintain_order="left")
+    met = samples.join(greedy, on=of_model, nulls_equal=True, maintain_order="left")
     met = met.with_columns(advantage=pl.col("score") - pl.col("baseline_score"))
     apart = (pl.col("advantage") != 0) & (pl.col("advantage").abs() >= min_margin)
     won = pl.col("advantage") > 0

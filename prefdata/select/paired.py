@@ -107,9 +107,8 @@ def adjacent(scored: pl.DataFrame) -> Candidates:
 def every(scored: pl.DataFrame) -> Candidates:
     """All pairs, in an order drawn for each prompt."""
     both = _all_pairs(scored)
-    # a draw for each pair, from the draws of both: sums of multiples of even draws are even modulo 1
-    drawn = (pl.col("draw") * 0.6180339887498949 + pl.col("draw_right") * 0.7548776662466927) % 1.0
-    return _placed(both, drawn)
+    drawn = pl.Series("drawn", draws.of_both(both["draw"].to_numpy(), both["draw_right"].to_numpy()), pl.Float64)
+    return _placed(both, pl.lit(drawn))
 
 
 def length_matched(scored: pl.DataFrame) -> Candidates:
