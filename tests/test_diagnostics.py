@@ -126,11 +126,13 @@ def test_judged_rows_are_told_by_class() -> None:
 
 def test_a_tally_joins_extremes_and_tails_as_if_all_had_come_at_once() -> None:
     one, other = Tally(), Tally()
-    one.lowest("min", -1.0), other.lowest("min", -2.0)
+    one.extreme("a_min", -1.0), other.extreme("a_min", -2.0)
+    one.extreme("a_max", -1.0), other.extreme("a_max", -2.0)
     one.sample("p10", [0.0, 3.0]), other.sample("p10", [1.0, 2.0])
-    assert Tally.joined([one, other]).means() == {"min": -2.0, "p10": pytest.approx(0.3)}
-    other.lowest("min", math.nan)
-    assert math.isnan(Tally.joined([one, other]).means()["min"])
+    assert Tally.joined([one, other]).means() == {"a_min": -2.0, "a_max": -1.0, "p10": pytest.approx(0.3)}
+    other.extreme("a_min", math.nan), other.extreme("a_max", math.nan)
+    assert math.isnan(Tally.joined([one, other]).means()["a_min"])
+    assert math.isnan(Tally.joined([one, other]).means()["a_max"])
 
 
 @pytest.mark.parametrize("name", ["cpo", "dpo_norm"])

@@ -305,6 +305,7 @@ def test_ipo_says_how_far_its_margins_are_from_the_target(name: str) -> None:
     means = measure(lp, find(name), {**defaults(name), "tau": 0.1}).means()  # target 5
     margins = [3.0, 8.0] if name == "ipo" else [1.5, 4.0]
     assert means["ipo/margin"] == pytest.approx(sum(margins) / 2)
+    assert means["ipo/abs_margin_max"] == pytest.approx(max(abs(d) for d in margins))
     assert means["ipo/distance_to_target"] == pytest.approx(sum(abs(d - 5) for d in margins) / 2)
     assert means["ipo/beyond_target"] == sum(d > 5 for d in margins) / 2
 

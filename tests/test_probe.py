@@ -156,7 +156,7 @@ def test_a_run_logs_the_probe_its_costs_and_how_many_tokens_it_saw(
     talk = Talk()
     result = train.train(replace(options, steps=3, epochs=None), say=talk)
     told = ("unseen_per_token", "unrelated_per_token", "entropy", "gradient_ratio", "displacement")
-    for name in (*told, "ches", "greedy_repetition"):
+    for name in (*told, "ches", "greedy_repetition", "start_kl", "kl_to_start", "answer_tokens", "length_drift"):
         assert {f"probe/{name}"} <= result.before.keys() & result.after.keys()
     assert result.train["seconds_per_step"] > 0
     assert result.train["peak_memory_gib"] > 0.01

@@ -163,7 +163,7 @@ DRIVEN, SUPPRESSED = (
 FASTER, BOTH, SATURATED = (
     "Training pushes down more than up",
     "Most pairs lose both sides",
-    "Most pairs teach nothing any more",
+    "Most rows teach nothing any more",
 )
 STEEPER, DISPLACED = "The rejected side has the larger gradient", "A step lowers the chosen side too"
 

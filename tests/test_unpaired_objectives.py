@@ -150,7 +150,7 @@ def test_diagnostics_show_the_estimate_before_and_after_and_who_is_ignored() -> 
     lp = judged([100.0, 0.0, -100.0], [True, True, False], JudgedWithPartner, divergence=-2.0)
     means = measure(lp, find("kto"), {"beta": 0.1}).means()
     assert (means["kto/kl_estimate"], means["kto/kl"]) == (-2.0, 0.0)
-    assert means["kto/saturated"] == pytest.approx(2 / 3)
+    assert means["saturation/beyond_6"] == pytest.approx(2 / 3)
     assert means["rewards/chosen"] == pytest.approx(5.0)
     assert means["rewards/rejected"] == pytest.approx(-10.0)
     assert means["rewards/margins"] == pytest.approx(15.0)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from trainers.objectives import Batch, Pair, ReferencedPair
+from trainers.objectives.log_ratios import SATURATED
 
-SATURATED = 6.0  # |margin| beyond which a sigmoid passes less than 0.3 % of a gradient
 WEIGHTLESS = 0.01  # sigmoid(-margin) below which a pair teaches next to nothing
 
 

@@ -19,7 +19,7 @@ from typing_extensions import override
 from prefdata import logprobs
 from prefdata.errors import UserError
 from prefdata.logprobs import Tree
-from trainers import checkpoints, lora
+from trainers import checkpoints, drift, lora
 from trainers.data import RowBatch, Rows, collate
 from trainers.groups import Groups
 from trainers.metrics import Tally, measure
@@ -96,7 +96,7 @@ def _add_least_likely(tally: Tally, scores: logprobs.Scores, rows: RowBatch) -> 
         return
     place = rows.names.index("rejected")
     sides = slice(place, None, len(rows.names))
-    tally.lowest("logps/rejected_token_min", float(_scored(scores.logps[sides], rows.scored[sides]).detach().min()))
+    tally.extreme("logps/rejected_token_min", float(_scored(scores.logps[sides], rows.scored[sides]).detach().min()))
 
 
 def idle(model: Any, task: Task) -> Tensor:
@@ -152,6 +152,7 @@ class Loop(Trainer):
         self.usage = Usage()
         self.add_callback(self.usage)
         self.probe = Probe.of(test_rows) if test_rows and task.loss.head == "logits" else None
+        self.start: drift.Start | None = None
         self._tally = Tally()
         self._window: tuple[RowBatch, ...] = ()
         self._step_tokens: Tensor | None = None
@@ -344,9 +345,20 @@ class Loop(Trainer):
         model.eval()
         try:
             with self.autocast_smart_context_manager():
-                return self.probe.measure(model, pairs=min(PAIRS, self.args.eval_batch_size))
+                found = self.probe.measure(model, pairs=min(PAIRS, self.args.eval_batch_size))
+                return found | self._drift(model, self.probe)
         finally:
             model.train(training)
+
+    def _drift(self, model: Any, probe: Probe) -> dict[str, float]:
+        """From the answers of the start: drawn before the first step, read by a run that goes on."""
+        folder = Path(str(self.args.output_dir))
+        if self.state.global_step == 0:
+            start = self.start = drift.Start.of(model, probe.rows[: drift.ANSWERS])
+            self.processes.decided(lambda: start.write(folder))
+            return start.measure(model, now=[each.ids for each in start.answers])
+        self.start = self.start or drift.Start.read(folder)
+        return self.start.measure(model) if self.start else {}
 
     def restore(self, checkpoint: Path) -> None:
         """Weights and history of a checkpoint, without training on."""

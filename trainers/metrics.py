@@ -22,7 +22,7 @@ Named = Iterator[tuple[str, Tensor, float | Tensor]]  # a metric, its values, an
 
 
 class Tally:
-    """Named sums with their counts, named lowest values, and named values of which the lowest tenth is asked for."""
+    """Named sums with their counts, named extremes, and named values of which the lowest tenth is asked for."""
 
     @classmethod
     def joined(cls, tallies: Iterable["Tally"]) -> "Tally":
@@ -35,7 +35,7 @@ class Tally:
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._counts: dict[str, float] = {}
-        self._lowest: dict[str, float] = {}
+        self._extremes: dict[str, float] = {}
         self._values: dict[str, list[float]] = {}
 
     def add(self, name: str, total: float, count: float) -> None:
@@ -43,9 +43,10 @@ class Tally:
         self._sums[name] = self._sums.get(name, 0.0) + total
         self._counts[name] = self._counts.get(name, 0.0) + count
 
-    def lowest(self, name: str, value: float) -> None:
-        """Keep the lowest value of one name; NaN counts as the lowest."""
-        self._lowest[name] = float(np.minimum(self._lowest.get(name, np.inf), value))
+    def extreme(self, name: str, value: float) -> None:
+        """Keep the lowest value of a name that ends in _min, the highest of one in _max; NaN counts as either."""
+        further = np.maximum if name.endswith("_max") else np.minimum
+        self._extremes[name] = float(further(self._extremes.get(name, value), value))
 
     def sample(self, name: str, values: Iterable[float]) -> None:
         """Add to the values of one name, of which the lowest tenth is asked for."""
@@ -55,8 +56,8 @@ class Tally:
         """Add everything that another tally holds."""
         for name, total in other._sums.items():
             self.add(name, total, other._counts[name])
-        for name, value in other._lowest.items():
-            self.lowest(name, value)
+        for name, value in other._extremes.items():
+            self.extreme(name, value)
         for name, values in other._values.items():
             self.sample(name, values)
 
@@ -71,10 +72,10 @@ class Tally:
         sides = [f"rewards/{side}" for side in ("chosen", "rejected")]
         if "rewards/margins" not in found and all(self._counts.get(side) for side in sides):
             found["rewards/margins"] = found[sides[0]] - found[sides[1]]  # of two classes, not of pairs
-        return found | self._lowest | {name: float(np.quantile(each, 0.1)) for name, each in self._values.items()}
+        return found | self._extremes | {name: float(np.quantile(each, 0.1)) for name, each in self._values.items()}
 
     def _held(self) -> tuple[dict[str, Any], ...]:
-        return self._sums, self._counts, self._lowest, self._values
+        return self._sums, self._counts, self._extremes, self._values
 
     def __bool__(self) -> bool:
         return bool(self._sums)
@@ -85,17 +86,24 @@ def measure(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Tal
     """The metrics that a micro-batch's sums of log-probs give."""
     rows, tails = list(_rows(batch, objective, knobs)), list(diagnostics.tails(batch))
     dtype = widest(rows[0][1].device)
-    sums = [values.sum(dtype=dtype) for _, values, _ in rows]
+    sums = [values.max().to(dtype) if _is_extreme(name) else values.sum(dtype=dtype) for name, values, _ in rows]
     counts = [count.to(dtype) for _, _, count in rows if isinstance(count, Tensor)]
     # one transfer from the device for all of them
     found = iter(torch.cat([torch.stack(sums + counts), *(values.to(dtype) for _, values in tails)]).tolist())
     totals = [next(found) for _ in rows]
     tally = Tally()
     for (name, _, count), total in zip(rows, totals, strict=True):
-        tally.add(name, total, next(found) if isinstance(count, Tensor) else count)
+        if _is_extreme(name):
+            tally.extreme(name, total)
+        else:
+            tally.add(name, total, next(found) if isinstance(count, Tensor) else count)
     for name, values in tails:
         tally.sample(name, islice(found, len(values)))
     return tally
+
+
+def _is_extreme(name: str) -> bool:
+    return name.endswith("_max")
 
 
 def _rows(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Named:

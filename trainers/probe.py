@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 
 from prefdata import logprobs
-from prefdata.engines import Request, Sampling
-from prefdata.engines.transformers import TransformersEngine
+from prefdata.engines import Sampling
 from prefdata.logprobs import Tree
-from prefdata.logprobs.wrappers import unwrapped
-from prefdata.models import config_positions
 from trainers.data import Row, Rows, Side
+from trainers.drift import answers
 from trainers.groups import Groups
 from trainers.precision import widest
 
@@ -137,21 +135,9 @@ def similarity(model: Any, pairs: Sequence[Row]) -> dict[str, float]:
 
 def repetition(model: Any, rows: Sequence[Row]) -> dict[str, float]:
     """How far greedy answers repeat themselves: of all their runs of four tokens, the share that came before in the answer."""
-    inner = unwrapped(model)
-    before, room = inner.generation_config, config_positions(inner.config)
-    end_ids = before.eos_token_id
-    ends = (end_ids,) if isinstance(end_ids, int) else tuple(end_ids or ())
-    requests = [
-        Request(row.row_id, tuple(row.prompt_ids.tolist()), most, seed=0)
-        for row in rows
-        if (most := ANSWER_TOKENS if room is None else min(ANSWER_TOKENS, room - len(row.prompt_ids))) >= NGRAM
-    ]
-    try:
-        engine = TransformersEngine(inner, {"name": "in training"})
-        answers = [sample.token_ids for sample in engine.generate(requests, Sampling(temperature=0, end_ids=ends))]
-    finally:
-        inner.generation_config = before  # the engine leaves one without ends, and it is saved with the model
-    return {"probe/greedy_repetition": float(np.mean([repeated(each) for each in answers]))} if answers else {}
+    prompts = {row.row_id: row.prompt_ids.tolist() for row in rows}
+    found = answers(model, prompts, ANSWER_TOKENS, Sampling(temperature=0), least=NGRAM)
+    return {"probe/greedy_repetition": float(np.mean([repeated(each.token_ids) for each in found]))} if found else {}
 
 
 def repeated(tokens: Sequence[int]) -> float:

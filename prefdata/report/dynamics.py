@@ -14,7 +14,7 @@ DROP = -1.0  # nats per token
 FASTER = 5.0  # times
 STEPS_DOWN = 200
 BOTH_DOWN = 0.5  # share of pairs
-SATURATED = 0.8  # share of pairs
+SATURATED = 0.8  # share of rows
 STEEPER = 3.0  # |G_l| / |G_w|
 DISPLACED = 1.0  # <G_w, G_l> / |G_w|^2
 _FELL = -1.0  # nats: below this much of a fall a ratio of slopes is noise
@@ -84,14 +84,14 @@ def both_down(_: Run, curves: Curves) -> Alarm | str | None:
 
 
 def saturated(_: Run, curves: Curves) -> Alarm | str | None:
-    """Pairs whose margin is so large that a sigmoid passes no gradient, on either side."""
-    title = "Most pairs teach nothing any more"
+    """Pairs, or judged rows, whose margin is so large that a sigmoid passes no gradient, on either side."""
+    title = "Most rows teach nothing any more"
     shares = [(last(curves, f"saturation/{name}"), words) for name, words in _SATURATION]
     measured = [(found, words) for found, words in shares if found is not None]
     if not measured:
         return None
     told = [
-        f"{where}: {percent(share)} of pairs {words}" for (share, where), words in measured if not share <= SATURATED
+        f"{where}: {percent(share)} of rows {words}" for (share, where), words in measured if not share <= SATURATED
     ]
     advice = "A smaller beta, fewer epochs or harder pairs would use them."
     return Alarm("warning", title, "; ".join(told), advice) if told else title

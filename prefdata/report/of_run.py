@@ -222,6 +222,21 @@ def _figures(curves: Curves) -> Iterator[Markup | None]:
         "A policy whose probability disperses falls into loops.",
         zero=True,
     )
+    yield charts.curves(
+        "Probe: drift from the start",
+        [
+            one("probe/start_kl", "KL(start || policy)", "plain", of="eval"),
+            one("probe/kl_to_start", "KL(policy || start)", "rejected", of="eval"),
+        ],
+        "Nats per token, on answers that the model drew before the first step.",
+        zero=True,
+    )
+    yield charts.curves(
+        "Probe: length of drawn answers",
+        [one("probe/answer_tokens", "tokens", "plain", of="eval")],
+        "Mean tokens of the answers that the policy draws to the same prompts with the same seeds; long ones are cut.",
+        zero=True,
+    )
     yield charts.curves("Negative log-likelihood", with_held_out("nll_loss"), "Nats per token of the good answers.")
     yield charts.curves("Entropy", with_held_out("entropy"), "Nats per token.")
     yield charts.curves("Gradient norm", [one("grad_norm", "gradient norm", "plain")])

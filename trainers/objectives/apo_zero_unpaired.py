@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from trainers.objectives.batch import Judged
-from trainers.objectives.judged_ratios import wrong_way
+from trainers.objectives.judged_ratios import saturated_from_zero, wrong_way
 from trainers.objectives.registry import objective
 from trainers.objectives.shared_knobs import Beta
 
@@ -13,6 +13,7 @@ from trainers.objectives.shared_knobs import Beta
     Judged,
     source="D'Oosterlinck et al. 2024, arXiv:2408.06266, eq. 7, each half by its label, as in TRL's apo_zero_unpaired",
     lr=2e-7,
+    diagnostics=saturated_from_zero,
 )
 def apo_zero_unpaired(lp: Judged, *, beta: Beta = 0.1) -> Tensor:
     """Anchored Preference Optimization (zero) by label: KTO whose reference point is 0, so that no partner is needed.

@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainers.objectives.batch import JudgedWithMeans
-from trainers.objectives.judged_ratios import wrong_way
+from trainers.objectives.judged_ratios import saturated, wrong_way
 from trainers.objectives.registry import objective
 from trainers.objectives.shared_knobs import Beta
 
@@ -21,6 +21,7 @@ def bco_diagnostics(lp: JudgedWithMeans, *, beta: float) -> dict[str, Tensor]:
         "bco/delta": (beta * midpoint(lp)).expand(rows),
         "bco/desirable_mean": (beta * lp.desirable_mean).expand(rows),
         "bco/undesirable_mean": (beta * lp.undesirable_mean).expand(rows),
+        **saturated(lp, midpoint(lp), beta=beta),
     }
 
 

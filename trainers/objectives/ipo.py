@@ -29,7 +29,12 @@ def towards_target(
 
 
 def _around(d: Tensor, target: float | Tensor) -> dict[str, Tensor]:
-    return {"ipo/margin": d, "ipo/distance_to_target": (d - target).abs(), "ipo/beyond_target": d > target}
+    return {
+        "ipo/margin": d,
+        "ipo/abs_margin_max": d.abs(),  # the loss is quadratic: one broken pair outweighs many
+        "ipo/distance_to_target": (d - target).abs(),
+        "ipo/beyond_target": d > target,
+    }
 
 
 @objective(

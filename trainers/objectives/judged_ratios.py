@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trainers.objectives.batch import Judged
+from trainers.objectives.log_ratios import SATURATED
 
 
 def log_ratio(lp: Judged) -> Tensor:
@@ -19,3 +20,13 @@ def wrong_way(lp: Judged, above: Tensor | float = 0.0) -> Tensor:
     """How far the log-ratio is on the wrong side of a bar: below it for a desirable row, above it for an undesirable one."""
     below = above - log_ratio(lp)
     return torch.where(lp.label, below, -below)
+
+
+def saturated(lp: Judged, above: Tensor | float = 0.0, *, beta: float) -> dict[str, Tensor]:
+    """Which rows are so far from the bar that a sigmoid's slope is below a hundredth of its largest."""
+    return {"saturation/beyond_6": beta * wrong_way(lp, above).abs() > SATURATED}
+
+
+def saturated_from_zero(lp: Judged, *, beta: float) -> dict[str, Tensor]:
+    """The diagnostics of losses whose bar is 0."""
+    return saturated(lp, beta=beta)

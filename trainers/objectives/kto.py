@@ -6,14 +6,12 @@ import torch
 from torch import Tensor
 
 from trainers.objectives.batch import JudgedWithPartner
-from trainers.objectives.judged_ratios import wrong_way
+from trainers.objectives.judged_ratios import saturated, wrong_way
 from trainers.objectives.knobs import Range
 from trainers.objectives.registry import objective
 from trainers.objectives.shared_knobs import Beta
 
 ClassWeight = Annotated[float, Range(above=0, why="a class that weighs nothing is not learnt from")]
-# beyond so many, a sigmoid's slope is below a hundredth of its largest
-SATURATED = 6.0
 
 
 def reference_point(lp: JudgedWithPartner) -> Tensor:
@@ -23,11 +21,11 @@ def reference_point(lp: JudgedWithPartner) -> Tensor:
 
 def kto_diagnostics(lp: JudgedWithPartner, *, beta: float, **_: float) -> dict[str, Tensor]:
     """The reference point before and after it is clamped, and how many rows are too far from it to be learnt from."""
-    far = beta * wrong_way(lp, reference_point(lp)).abs() > SATURATED
+    rows = len(lp.completion)
     return {
-        "kto/kl_estimate": lp.divergence.expand(len(far)),
-        "kto/kl": reference_point(lp).expand(len(far)),
-        "kto/saturated": far,
+        "kto/kl_estimate": lp.divergence.expand(rows),
+        "kto/kl": reference_point(lp).expand(rows),
+        **saturated(lp, reference_point(lp), beta=beta),
     }
 
 

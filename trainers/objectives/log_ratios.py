@@ -21,6 +21,8 @@ from trainers.objectives.shared_knobs import Divergence
 
 # exp(40) is 2e17: beyond it a side counts no further, and even its square is finite in float32
 HIGHEST_EXPONENT = 40.0
+# |beta d| beyond which a sigmoid's slope is below a hundredth of its largest
+SATURATED = 6.0
 
 
 def log_ratios(lp: ReferencedPair) -> tuple[Tensor, Tensor]:
