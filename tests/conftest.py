@@ -1,17 +1,14 @@
 """Fixtures that several files of tests share: one server for all of them, and one policy with its version."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests import one_thread  # noqa: F401  # before anything that imports torch
 from tests.prefect_server import prefect_server
 from tests.s3_server import s3, s3_server
 from tests.vllm_server import vllm_server
-
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: each core has a process of tests already
 
 if TYPE_CHECKING:
     from prefdata.versions import Version
