@@ -31,7 +31,7 @@ demo: $(READY)
 
 # a process of tests for each core; a file's tests stay together, since they share what is slow to make
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 torture: $(READY)
 	PREFDATA_KILLS=200 PREFDATA_FUZZ_SECONDS=600 $(BIN)/python -m pytest tests/test_kills.py tests/test_trainer_kills.py tests/test_fuzz_readers.py

@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from tests.trainer_world import World
     from trainers.options import Options
 
+# files that take minutes: begun first, or one process works on the last of them while the others have nothing to do
+LONG = (
+    "test_demo",
+    "test_vllm",
+    "test_kills",
+    "test_real_data",
+    "test_readme",
+    "test_flows",
+    "test_vllm_server",
+    "test_trainer",
+)
+
 __all__ = [
     "chat_world",
     "model",
@@ -28,6 +40,11 @@ __all__ = [
     "vllm_server",
     "world",
 ]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first; a file's own tests stay in their order."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 
 @pytest.fixture(scope="session")

@@ -22,8 +22,8 @@ from prefdata.models import config_positions
 from trainers.data import Row
 
 FILE = "start_answers.json"
-ANSWERS = 16
-LONGEST = 256  # tokens of an answer, where the rows' own are that long
+ANSWERS = 8
+LONGEST = 64  # tokens of an answer: every evaluation draws them anew
 
 
 @dataclass(frozen=True)
