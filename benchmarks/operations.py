@@ -40,7 +40,11 @@ class Operations:
 
 
 def shared(model: Any, trees: Sequence[Tree]) -> Operations:
-    """Every token of a tree once, the head at places that predict a scored token."""
+    """Every token of a tree once, the head at places that predict a scored token.
+
+    What the last layer leaves out where nothing is read is counted all the same, as it is of padded forwards: a ceiling is of
+    the shared prompt alone.
+    """
     row = lay_out(trees)
     seen = sum(run.own * run.past + run.own * (run.own + 1) / 2 for run in row.runs)
     return _operations(model, tokens=len(row.tokens), seen=seen, predictors=len(row.predictors))

@@ -6,9 +6,11 @@ generation as before.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -30,11 +32,15 @@ KERNELS: dict[str, Kernel] = {"split": split.attend, "flex": flex.attend, "varle
 
 
 class TreePlan:
-    """A layout as the layers need it; what a kernel needs beside it is made once for all of them."""
+    """A layout as the layers need it; what a kernel needs beside it is made once for all of them.
 
-    def __init__(self, layout: Layout, device: torch.device, kernel: str = "split") -> None:
+    last: the number of the layer above which only predictors are read; None: read everywhere.
+    """
+
+    def __init__(self, layout: Layout, device: torch.device, kernel: str = "split", *, last: int | None = None) -> None:
         self.layout = layout
         self.kernel = kernel
+        self.last = last
         self._device = device
         self._masks: dict[tuple[int, int], Tensor] = {}
 
@@ -46,6 +52,22 @@ class TreePlan:
         if shape not in self._masks:
             self._masks[shape] = torch.ones(shape, dtype=torch.bool, device=self._device).tril(run.past)
         return self._masks[shape]
+
+    @cached_property
+    def predictors(self) -> Tensor:
+        """(P,) places in the row."""
+        return torch.as_tensor(self.layout.predictors, device=self._device)
+
+    @cached_property
+    def runs_read(self) -> list[Run | None]:
+        """Of each run what is left of it from its first predictor on; None where it has none."""
+        predictors = self.layout.predictors
+        found: list[Run | None] = []
+        for run in self.layout.runs:
+            place = int(np.searchsorted(predictors, run.start))
+            first = int(predictors[place]) if place < len(predictors) else run.end
+            found.append(None if first >= run.end else replace(run, start=first, past=run.past + first - run.start))
+        return found
 
     @cached_property
     def blocks(self) -> Any:
@@ -74,6 +96,8 @@ def tree_attention(
     """(batch, heads, tokens, size) to (batch, tokens, heads, size). With `tree` the batch is its one row."""
     if tree is not None:
         _refuse_foreign(tree, dropout, other)
+        if tree.last is not None and tree.last == getattr(module, "layer_idx", None) and tree.kernel == "split":
+            return split.attend_read(tree, query, key, value, scaling, softcap), None
         return KERNELS[tree.kernel](tree, query, key, value, scaling, softcap), None
     if softcap is None:
         return sdpa_attention_forward(  # type: ignore[no-any-return]

@@ -25,6 +25,7 @@ from prefdata.errors import UserError
 from prefdata.logprobs import padded
 from prefdata.logprobs.attention import KERNELS, NAME, TreePlan
 from prefdata.logprobs.head import target_logps
+from prefdata.logprobs.last_layer import LastLayer
 from prefdata.logprobs.layout import Layout, lay_out
 from prefdata.logprobs.trees import Scores, Tree
 from prefdata.logprobs.wrappers import arguments, layers, scalar_head, unwrapped
@@ -56,6 +57,7 @@ class Sharing:
     reason: str | None = None
     longest: int | None = None  # tokens; None: any
     kernel: str = "split"
+    last: LastLayer | None = None  # runs only where it is read
     said: set[str] = field(default_factory=set)
 
     def obstacle(self, model: Any, trees: Sequence[Tree]) -> str | None:
@@ -123,8 +125,8 @@ def forward(
     """
     head = unwrapped(model).get_output_embeddings()
     device = head.weight.device
-    plan = TreePlan(layout or lay_out(trees), device, prepare(model).kernel)
-    layout = plan.layout
+    sharing, layout = prepare(model), layout or lay_out(trees)
+    plan = TreePlan(layout, device, sharing.kernel, last=sharing.last.number if sharing.last else None)
     read, targets, branches = (
         torch.as_tensor(array, device=device)
         for array in (layout.read, layout.targets, np.concatenate(layout.branches))
@@ -165,7 +167,7 @@ def _hidden(model: Any, head: torch.nn.Module, plan: TreePlan, device: torch.dev
             # transformers hands a mask of four dimensions on as it is, and makes none of its own
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device),
             use_cache=False,
-            logits_to_keep=torch.as_tensor(layout.predictors, device=device),
+            logits_to_keep=plan.predictors,
             tree=plan,
         )
     finally:
@@ -222,8 +224,13 @@ def _set(inner: Any, sharing: Sharing) -> None:
         before = "eager"  # SDPA leaves the soft-cap out without a word
     _prepared[inner] = sharing  # the trial is a forward, too
     for kernel in kernels(inner.get_input_embeddings().weight.device.type):
-        sharing.kernel = kernel
+        sharing.kernel, sharing.last = kernel, None if _gives_scores(inner) else LastLayer.of(inner)
         sharing.reason = _differs(inner)
+        if sharing.reason is not None and sharing.last is not None:
+            _log.info("%s: its last layer runs everywhere, since %s", type(inner).__name__, sharing.reason)
+            sharing.last.leave()
+            sharing.last = None
+            sharing.reason = _differs(inner)
         if sharing.reason is None:
             return
         _log.info("%s: kernel %s is not used, since %s", type(inner).__name__, kernel, sharing.reason)

@@ -1,6 +1,6 @@
 """Attention run by run through SDPA: no mask of row x row, no compiler. What a CPU uses, and any device can."""
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,23 +21,47 @@ def attend(
     tree: "TreePlan", query: Tensor, key: Tensor, value: Tensor, scaling: float | None, cap: float | None
 ) -> Tensor:
     """(1, heads, L, size) to (1, L, heads, size)."""
-    runs = _runs(tree, query, key, value, scaling, cap)
-    return torch.cat([part.transpose(1, 2) for part in runs], dim=1)
+    return _attend(tree, tree.layout.runs, query, key, value, scaling, cap)
 
 
-def _runs(
+def attend_read(
     tree: "TreePlan", query: Tensor, key: Tensor, value: Tensor, scaling: float | None, cap: float | None
-) -> Iterator[Tensor]:
+) -> Tensor:
+    """The same, and 0 where a run has not come to a predictor yet."""
+    return _attend(tree, tree.runs_read, query, key, value, scaling, cap)
+
+
+def _attend(
+    tree: "TreePlan",
+    runs: Sequence[Run | None],
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    scaling: float | None,
+    cap: float | None,
+) -> Tensor:
+    """`runs`: of each run of the layout the end that is computed."""
     # split once, not sliced per run: the gradient of a slice is a whole row of zeros around it
     layout = tree.layout
-    queries = torch.split(query, [run.own for run in layout.runs], dim=2)
+    lengths = [
+        (run.own - (left.own if left else 0), left.own if left else 0)
+        for run, left in zip(layout.runs, runs, strict=True)
+    ]
+    queries = torch.split(query, [length for both in lengths for length in both], dim=2)[1::2]
     keys, values = (torch.split(each, list(layout.nodes), dim=2) for each in (key, value))
-    for run, own in zip(layout.runs, queries, strict=True):
+    parts = []
+    for run, own, (skipped, _) in zip(runs, queries, lengths, strict=True):
+        if skipped:
+            parts.append(query.new_zeros(1, skipped, query.shape[1], value.shape[3]))
+        if run is None:
+            continue
         seen, read = _along(keys, run), _along(values, run)
         if cap is not None:
-            yield capped(own, seen, read, scaling=scaling, cap=cap, past=run.past)
+            found = capped(own, seen, read, scaling=scaling, cap=cap, past=run.past)
         else:
-            yield _product(own, seen, read, tree.mask(run), scaling, causal=run.past == 0)
+            found = _product(own, seen, read, tree.mask(run), scaling, causal=run.past == 0)
+        parts.append(found.transpose(1, 2))
+    return torch.cat(parts, dim=1)
 
 
 def _along(nodes: tuple[Tensor, ...], run: Run) -> Tensor:
