@@ -163,6 +163,8 @@ TABLES: dict[str, pa.Schema] = {
             _count("distinct", "different ones among them, by tokens"),
             _count("accepted", "candidates that were accepted"),
             _count("shortfall", "candidates that were asked for and not there"),
+            _count("tried", "candidates that were looked at, in every sweep anew, until enough were accepted"),
+            _measure("observed_rate", "accepted / tried"),
             _measure(
                 "expected_rate", "mean over prompts of the chance that a candidate is accepted in the first sweep"
             ),

@@ -34,6 +34,31 @@ def test_what_is_accepted_is_distributed_as_the_theorem_says(beta: float) -> Non
     assert float(((shares(accepted) - expected) ** 2 / expected).sum()) < 13.8  # chi-square, 2 degrees, p = 0.001
 
 
+def test_several_accepted_ones_are_distributed_so_too() -> None:
+    """Without replacement, so of a pool that is large against what is taken; the best reward stays in the pool."""
+    prompts, accept = 600, 4
+    accepted = rejection.select(table(draws_of(prompts, 256)), "statistical", accept=accept, beta=1.0)
+    target = P_REF * np.exp(REWARDS)
+    found = shares(accepted) / (prompts * accept)
+    assert np.abs(found - target / target.sum()).max() < 0.04  # 2 standard errors and the pool's bias
+
+
+def test_how_many_were_tried_is_told() -> None:
+    """With one to accept, the accepted share of what was tried is the mean of the chances."""
+    prompts = 2000
+    told = rejection.select(table(draws_of(prompts, 64)), "statistical", accept=1, beta=1.0).prompts
+    expected = float((P_REF * np.exp(REWARDS - REWARDS.max())).sum())
+    assert told["accepted"].sum() / told["tried"].sum() == pytest.approx(expected, rel=0.08)
+    assert told["expected_rate"].mean() == pytest.approx(expected, rel=0.03)
+    assert rejection.select(table(draws_of(5, 8)), "top_k", accept=3).prompts["tried"].to_list() == [8] * 5
+
+
+def test_rewards_at_the_ends_of_the_numbers_overflow_nothing() -> None:
+    rows: list[Answer] = [(0, 1.7e308, 0), (0, -1.7e308, 1), (0, 0.0, 2)]
+    found = rejection.select(table(rows), "statistical", accept=1, beta=1e-3)
+    assert found.rows["row_id"].to_list() == ["r0"]
+
+
 def test_merging_equal_answers_draws_from_something_else() -> None:
     """The published routine scans distinct texts, so that the share of each in the proposal is lost."""
     prompts = 1000

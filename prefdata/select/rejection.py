@@ -9,7 +9,7 @@ merge them; it is there to reproduce what was published.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -19,8 +19,20 @@ from prefdata.select.paired import ranked
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class Taken(NamedTuple):
+    """Of one prompt: the accepted candidates by number, in the order of acceptance, and how many were tried for them.
+
+    A candidate counts as tried each time that it is looked at, until the last one that is accepted.
+    """
+
+    places: Ints
+    tried: int
+
+
 # of one prompt: rewards and answer numbers in the order of their draws, how many to accept, beta, a generator
-Sampler = Callable[[Floats, Ints, int, float, np.random.Generator], Ints]
+Sampler = Callable[[Floats, Ints, int, float, np.random.Generator], Taken]
 
 
 @dataclass(frozen=True)
@@ -29,8 +41,8 @@ class Accepted:
 
     rows     prompt_id, row_id, place: 0 is the first that was accepted; score
     aside    row_id, reason, detail: of every other candidate
-    prompts  prompt_id, candidates, distinct, accepted, shortfall, tried, rate (accepted share of what was tried in the
-             first sweep), score_before, score_after (means)
+    prompts  prompt_id, candidates, distinct, accepted, shortfall, tried (see `Taken`), expected_rate (chance of a
+             candidate to be accepted in the first sweep), score_before, score_after (means)
     """
 
     rows: pl.DataFrame
@@ -53,45 +65,55 @@ def select(
         rewards = np.asarray(scores, np.float64)
         names = np.unique(np.asarray(keys, dtype=object), return_inverse=True)[1].astype(np.int64)
         generator = draws.generator(draws.row_seed(seed, prompt_id, "accept", round_))
-        places = RULES[rule](rewards, names, accept, beta, generator)
+        places, tried = RULES[rule](rewards, names, accept, beta, generator)
         for place, number in enumerate(places.tolist()):
             for name, value in zip(taken, (prompt_id, row_ids[number], place, scores[number]), strict=True):
                 taken[name].append(value)
-        told.append(_told(prompt_id, rewards, names, places, accept, beta))
+        told.append({"tried": tried, **_told(prompt_id, rewards, names, places, accept, beta)})
     rows = pl.DataFrame(taken, schema=dict(zip(taken, (pl.String, pl.String, pl.Int64, pl.Float64), strict=True)))
     order = answers.select("prompt_id").unique(maintain_order=True).with_row_index("order")
     rows = rows.join(order, on="prompt_id").sort("order", "place").drop("order")
     return Accepted(rows, _aside(answers, rows), pl.DataFrame(told, schema=_TOLD))
 
 
-def statistical(rewards: Floats, names: Ints, accept: int, beta: float, generator: np.random.Generator) -> Ints:
+def statistical(rewards: Floats, names: Ints, accept: int, beta: float, generator: np.random.Generator) -> Taken:
     """Algorithm 1 over draws, in sweeps, until enough are accepted or none are left. beta 0 is top_k."""
     if beta == 0:
         return top_k(rewards, names, accept, beta, generator)
     left = np.arange(len(rewards))
     taken: list[int] = []
+    tried = 0
     while len(taken) < accept and len(left):
-        chance = np.exp((rewards[left] - rewards[left].max()) / beta)
-        hit = generator.random(len(left)) < chance
-        taken += left[hit][: accept - len(taken)].tolist()
+        hit = generator.random(len(left)) < chances(rewards[left], beta)
+        found = np.flatnonzero(hit)[: accept - len(taken)]
+        taken += left[found].tolist()
+        tried += int(found[-1]) + 1 if len(taken) == accept else len(left)
         left = left[~hit]
-    return np.asarray(taken, np.int64)
+    return Taken(np.asarray(taken, np.int64), tried)
 
 
-def statistical_merged(rewards: Floats, names: Ints, accept: int, beta: float, generator: np.random.Generator) -> Ints:
+def chances(rewards: Floats, beta: float) -> Floats:
+    """exp((r - r_max) / beta) of each; rewards so far below that the quotient overflows have none."""
+    with np.errstate(over="ignore"):
+        found: Floats = np.exp((rewards - rewards.max()) / beta)
+    return found
+
+
+def statistical_merged(rewards: Floats, names: Ints, accept: int, beta: float, generator: np.random.Generator) -> Taken:
     """The same over distinct answers, each once with its first draw's reward, as the published routine does."""
     first = np.sort(np.unique(names, return_index=True)[1])
-    return first[statistical(rewards[first], names[first], accept, beta, generator)]
+    places, tried = statistical(rewards[first], names[first], accept, beta, generator)
+    return Taken(first[places], tried)
 
 
-def best_of_n(rewards: Floats, names: Ints, accept: int, beta: float, generator: np.random.Generator) -> Ints:
+def best_of_n(rewards: Floats, names: Ints, accept: int, beta: float, generator: np.random.Generator) -> Taken:
     """The best candidate alone, whatever `accept` says; of equal ones the first drawn."""
-    return np.argsort(-rewards, kind="stable")[:1]
+    return top_k(rewards, names, 1, beta, generator)
 
 
-def top_k(rewards: Floats, names: Ints, accept: int, beta: float, generator: np.random.Generator) -> Ints:
+def top_k(rewards: Floats, names: Ints, accept: int, beta: float, generator: np.random.Generator) -> Taken:
     """The best candidates; of equal ones the first drawn."""
-    return np.argsort(-rewards, kind="stable")[:accept]
+    return Taken(np.argsort(-rewards, kind="stable")[:accept], len(rewards))
 
 
 RULES: dict[str, Sampler] = {
@@ -107,6 +129,7 @@ _TOLD = {
     "distinct": pl.Int64,
     "accepted": pl.Int64,
     "shortfall": pl.Int64,
+    "tried": pl.Int64,
     "expected_rate": pl.Float64,
     "score_before": pl.Float64,
     "score_after": pl.Float64,
@@ -114,7 +137,7 @@ _TOLD = {
 
 
 def _told(prompt_id: str, rewards: Floats, names: Ints, places: Ints, accept: int, beta: float) -> dict[str, Any]:
-    chance = np.exp((rewards - rewards.max()) / beta) if beta > 0 else (rewards == rewards.max()).astype(float)
+    chance = chances(rewards, beta) if beta > 0 else (rewards == rewards.max()).astype(float)
     return {
         "prompt_id": prompt_id,
         "candidates": len(rewards),
