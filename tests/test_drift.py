@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from prefdata import models
 from prefdata.engines import Sampling
 from tests.trainer_world import Talk, World, rows_of
-from trainers import drift, train
+from trainers import drift, policy, train
+from trainers import plan as planning
 from trainers.drift import Start
 from trainers.options import Options
 from trainers.probe import Probe
+from trainers.processes import Processes
 
 
 @pytest.fixture
@@ -96,3 +99,14 @@ def test_a_run_keeps_the_answers_of_its_start(options: Options) -> None:
     assert kept is not None
     assert kept.answers
     assert result.before["probe/start_kl"] == 0 < result.after["probe/kl_to_start"]
+
+
+def test_answers_end_where_the_rows_do(options: Options, world: World, tmp_path: Path) -> None:
+    """Also where the model's own settings name no end."""
+    folder = tmp_path / "endless"
+    model = models.load_model(world.model)
+    AutoTokenizer.from_pretrained(world.model).save_pretrained(folder)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
+    made = planning.make(replace(options, model=str(folder)), planning.versions(options), Processes(), Talk())
+    assert policy.load(made, Talk()).generation_config.eos_token_id == list(made.renderer.end_ids)

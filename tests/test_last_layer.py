@@ -80,6 +80,23 @@ def test_forwards_without_a_plan_are_left_alone() -> None:
         assert torch.allclose(model(ids).logits, before, atol=1e-6)
 
 
+def test_a_part_that_is_called_by_itself_is_left_alone() -> None:
+    model = wide("llama")
+    part, hidden = model.model.layers[-1].mlp, torch.randn(1, 20, 32)
+    expected = part(hidden)
+    forward(model, TREES)
+    assert torch.equal(part(hidden), expected)
+    assert torch.equal(copy.deepcopy(part)(hidden), expected)
+
+
+def test_a_layer_that_is_the_last_no_longer_runs_everywhere() -> None:
+    model = wide("llama")
+    forward(model, TREES)
+    model.model.layers.append(copy.deepcopy(model.model.layers[0]))
+    model.config.num_hidden_layers = 3
+    assert places(model) == [TOKENS, TOKENS, TOKENS]
+
+
 def test_a_copy_of_a_model_is_watched_once() -> None:
     model = wide("llama")
     expected = forward(model, TREES).logps

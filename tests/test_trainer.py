@@ -428,7 +428,11 @@ def test_dropout_is_what_was_asked_for_and_never_the_models_own(
     assert drops
     (folder / "config.json").write_text(json.dumps(config | drops))
     plan: Any = SimpleNamespace(
-        model=str(folder), options=replace(options, dropout=asked), config={"lora": None}, loss=parse("dpo", None, ())
+        model=str(folder),
+        options=replace(options, dropout=asked),
+        config={"lora": None},
+        loss=parse("dpo", None, ()),
+        renderer=SimpleNamespace(end_ids=(2,)),
     )
     found = probabilities(policy.load(plan, Talk()))
     assert found

@@ -103,11 +103,13 @@ def divergences(start: np.ndarray, policy: np.ndarray) -> tuple[np.ndarray, np.n
     """Of tokens drawn from the start, with their log-probs under both: what KL(start || policy) and the reverse are means of.
 
     Per next token, in nats. The reverse weighs each token by w = policy / start: w log w - w + 1, whose mean is
-    KL(policy || start) and which is never below 0. No second model is needed; its variance grows as the two move apart.
+    KL(policy || start) and which is never below 0. No second model is needed. Once the policy prefers what the start hardly ever
+    draws, such tokens are not among these, and the estimate reads low, about 1 at most: then the first one tells.
     """
     log_weight = policy - start
     weight = np.exp(log_weight)
-    return -log_weight, weight * log_weight - weight + 1
+    product = np.where(weight > 0, weight * np.where(weight > 0, log_weight, 0.0), 0.0)
+    return -log_weight, product - weight + 1
 
 
 def _scored(model: Any, trees: Sequence[Tree]) -> list[list[float]]:
@@ -120,9 +122,11 @@ def answers(
 ) -> list[Sample]:
     """What a model that is being trained answers to prompts, by key, in their order, up to the ends that it generates to.
 
-    At most `most` tokens each; no answer to a prompt behind which the model has no room for `least`.
+    At most `most` tokens each; no answer from a model that cannot generate, nor to a prompt behind which the model has no room for `least`.
     """
     inner = unwrapped(model)
+    if not getattr(inner, "can_generate", bool)():
+        return []
     before, room = inner.generation_config, config_positions(inner.config)
     end_ids = before.eos_token_id
     ends = (end_ids,) if isinstance(end_ids, int) else tuple(end_ids or ())

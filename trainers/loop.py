@@ -337,7 +337,7 @@ class Loop(Trainer):
         return metrics
 
     def _probed(self) -> dict[str, float]:
-        """What the probe finds: in every process the same, so none waits for another."""
+        """What the probe finds: in every process the same, so that none waits for another, but at step 0 for what is written."""
         if self.probe is None:
             return {}
         model: Any = self.accelerator.unwrap_model(self.model)

@@ -87,7 +87,7 @@ def measure(batch: Batch, objective: Objective, knobs: Mapping[str, Any]) -> Tal
     rows, tails = list(_rows(batch, objective, knobs)), list(diagnostics.tails(batch))
     dtype = widest(rows[0][1].device)
     sums = [values.max().to(dtype) if _is_extreme(name) else values.sum(dtype=dtype) for name, values, _ in rows]
-    counts = [count.to(dtype) for _, _, count in rows if isinstance(count, Tensor)]
+    counts = [count.to(dtype) for name, _, count in rows if isinstance(count, Tensor) and not _is_extreme(name)]
     # one transfer from the device for all of them
     found = iter(torch.cat([torch.stack(sums + counts), *(values.to(dtype) for _, values in tails)]).tolist())
     totals = [next(found) for _ in rows]

@@ -28,6 +28,7 @@ def load(plan: "Plan", say: Say) -> Any:
     if options.gradient_checkpointing and not getattr(model, "supports_gradient_checkpointing", False):
         raise UserError(f"--gradient-checkpointing: {plan.model} ({type(model).__name__}) does not offer it.")
     _make_savable(model)
+    _end_as_rows_do(model, plan.renderer)
     if config["lora"]:
         model = lora.attach(
             model, config["lora"], policy=config["policy"], seed=options.seed, scalar=plan.loss.head == "score"
@@ -53,13 +54,17 @@ def save(loop: Loop, plan: "Plan", run: Run) -> None:
     """The trained model in the run folder, as transformers loads it: whole, or as an adapter of the model it is for."""
     model: Any = loop.accelerator.unwrap_model(loop.model)
     model.config.use_cache = True
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.eos_token_id = list(plan.renderer.end_ids)
+    _end_as_rows_do(model, plan.renderer)  # Trainer has put the tokenizer's own end there
     with saving(run.folder):
         if plan.config["merge"]:
             lora.save(model, run.folder / lora.ADAPTER)
             loop.model = model.merge_and_unload()
         loop.save_model(str(run.folder))
+
+
+def _end_as_rows_do(model: Any, renderer: Renderer) -> None:
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.eos_token_id = list(renderer.end_ids)
 
 
 def _make_savable(model: Any) -> None:

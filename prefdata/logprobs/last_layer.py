@@ -17,6 +17,19 @@ if TYPE_CHECKING:
 _FEED_FORWARD = ("mlp", "feed_forward")
 
 
+def decoder(inner: Any) -> torch.nn.ModuleList | None:
+    """The layers of a model; None where they are no one list."""
+    depth = getattr(inner.config.get_text_config(), "num_hidden_layers", None)
+    lists = [each for each in inner.modules() if isinstance(each, torch.nn.ModuleList) and len(each) == depth]
+    return lists[0] if len(lists) == 1 else None
+
+
+def watching(layers: torch.nn.ModuleList) -> "LastLayer | None":
+    """Who watches the last of them."""
+    owners = (getattr(hook, "__self__", None) for hook in layers[-1]._forward_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, LastLayer)), None)
+
+
 class LastLayer:
     """The last of a model's decoder layers, watched: a forward with a plan has its feed-forward part run at predictors.
 
@@ -24,19 +37,13 @@ class LastLayer:
     """
 
     @classmethod
-    def of(cls, inner: Any) -> "LastLayer | None":
-        """None where the layers are no one list, or the last has no one part of that name and no one number."""
-        depth = getattr(inner.config.get_text_config(), "num_hidden_layers", None)
-        lists = [each for each in inner.modules() if isinstance(each, torch.nn.ModuleList) and len(each) == depth]
-        if len(lists) != 1:
-            return None
-        layer = lists[0][-1]
-        for hook in layer._forward_pre_hooks.values():
-            if isinstance(owner := getattr(hook, "__self__", None), cls):
-                return owner  # a copy of a model has those of the model
-        parts = [part for name, part in layer.named_children() if name in _FEED_FORWARD]
-        numbers = {index for part in layer.modules() if isinstance(index := getattr(part, "layer_idx", None), int)}
-        return cls(layer, parts[0], numbers.pop()) if len(parts) == len(numbers) == 1 else None
+    def of(cls, layers: torch.nn.ModuleList) -> "LastLayer | None":
+        """None where the last layer has no one part of that name or no one number."""
+        if (known := watching(layers)) is not None:
+            return known  # a copy of a model has that of the model
+        parts = [part for name, part in layers[-1].named_children() if name in _FEED_FORWARD]
+        numbers = {index for part in layers[-1].modules() if isinstance(index := getattr(part, "layer_idx", None), int)}
+        return cls(layers[-1], parts[0], numbers.pop()) if len(parts) == len(numbers) == 1 else None
 
     def __init__(self, layer: torch.nn.Module, part: torch.nn.Module, number: int) -> None:
         self.number = number  # by which its attention knows it
@@ -46,6 +53,7 @@ class LastLayer:
             layer.register_forward_pre_hook(self._begin, with_kwargs=True),
             part.register_forward_pre_hook(self._take),
             part.register_forward_hook(self._put),
+            layer.register_forward_hook(self._end, always_call=True),
         )
 
     def leave(self) -> None:
@@ -56,6 +64,9 @@ class LastLayer:
     def _begin(self, _: torch.nn.Module, _inputs: Any, given: Mapping[str, Any]) -> None:
         plan: TreePlan | None = given.get("tree")
         self._places = plan.predictors if plan is not None and plan.last == self.number else None
+
+    def _end(self, *_: Any) -> None:
+        self._places = None  # a part that is called by itself, or a copy of it, is left alone
 
     def _take(self, _: torch.nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         if self._places is None:

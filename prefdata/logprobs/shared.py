@@ -25,7 +25,7 @@ from prefdata.errors import UserError
 from prefdata.logprobs import padded
 from prefdata.logprobs.attention import KERNELS, NAME, TreePlan
 from prefdata.logprobs.head import target_logps
-from prefdata.logprobs.last_layer import LastLayer
+from prefdata.logprobs.last_layer import LastLayer, decoder, watching
 from prefdata.logprobs.layout import Layout, lay_out
 from prefdata.logprobs.trees import Scores, Tree
 from prefdata.logprobs.wrappers import arguments, layers, scalar_head, unwrapped
@@ -57,7 +57,7 @@ class Sharing:
     reason: str | None = None
     longest: int | None = None  # tokens; None: any
     kernel: str = "split"
-    last: LastLayer | None = None  # runs only where it is read
+    layers: torch.nn.ModuleList | None = None  # of which the last runs only where it is read; None: everywhere
     said: set[str] = field(default_factory=set)
 
     def obstacle(self, model: Any, trees: Sequence[Tree]) -> str | None:
@@ -71,6 +71,12 @@ class Sharing:
         if model.training and _drops(unwrapped(model)):
             return "its dropout is on"  # every branch draws its own, in the trunk too
         return _wrapped(model)
+
+    @property
+    def last(self) -> int | None:
+        """The number of the layer that runs only where it is read, as long as it is the last one."""
+        watched = None if self.layers is None else watching(self.layers)
+        return None if watched is None else watched.number
 
     def fits(self, trees: Sequence[Tree]) -> bool:
         """Whether every path is short enough."""
@@ -126,7 +132,7 @@ def forward(
     head = unwrapped(model).get_output_embeddings()
     device = head.weight.device
     sharing, layout = prepare(model), layout or lay_out(trees)
-    plan = TreePlan(layout, device, sharing.kernel, last=sharing.last.number if sharing.last else None)
+    plan = TreePlan(layout, device, sharing.kernel, last=sharing.last)
     read, targets, branches = (
         torch.as_tensor(array, device=device)
         for array in (layout.read, layout.targets, np.concatenate(layout.branches))
@@ -224,12 +230,14 @@ def _set(inner: Any, sharing: Sharing) -> None:
         before = "eager"  # SDPA leaves the soft-cap out without a word
     _prepared[inner] = sharing  # the trial is a forward, too
     for kernel in kernels(inner.get_input_embeddings().weight.device.type):
-        sharing.kernel, sharing.last = kernel, None if _gives_scores(inner) else LastLayer.of(inner)
+        layers = None if _gives_scores(inner) else decoder(inner)
+        last = None if layers is None else LastLayer.of(layers)
+        sharing.kernel, sharing.layers = kernel, layers
         sharing.reason = _differs(inner)
-        if sharing.reason is not None and sharing.last is not None:
+        if sharing.reason is not None and last is not None:
             _log.info("%s: its last layer runs everywhere, since %s", type(inner).__name__, sharing.reason)
-            sharing.last.leave()
-            sharing.last = None
+            last.leave()
+            sharing.layers = None
             sharing.reason = _differs(inner)
         if sharing.reason is None:
             return

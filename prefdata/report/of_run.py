@@ -228,7 +228,8 @@ def _figures(curves: Curves) -> Iterator[Markup | None]:
             one("probe/start_kl", "KL(start || policy)", "plain", of="eval"),
             one("probe/kl_to_start", "KL(policy || start)", "rejected", of="eval"),
         ],
-        "Nats per token, on answers that the model drew before the first step.",
+        "Nats per token, on answers that the model drew before the first step. The second reads low, about 1 at most, once the two "
+        "have parted.",
         zero=True,
     )
     yield charts.curves(

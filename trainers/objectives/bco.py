@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainers.objectives.batch import JudgedWithMeans
-from trainers.objectives.judged_ratios import saturated, wrong_way
+from trainers.objectives.judged_ratios import wrong_way
+from trainers.objectives.log_ratios import SATURATED
 from trainers.objectives.registry import objective
 from trainers.objectives.shared_knobs import Beta
 
@@ -21,7 +22,8 @@ def bco_diagnostics(lp: JudgedWithMeans, *, beta: float) -> dict[str, Tensor]:
         "bco/delta": (beta * midpoint(lp)).expand(rows),
         "bco/desirable_mean": (beta * lp.desirable_mean).expand(rows),
         "bco/undesirable_mean": (beta * lp.undesirable_mean).expand(rows),
-        **saturated(lp, midpoint(lp), beta=beta),
+        "saturation/beyond_6": beta * wrong_way(lp, midpoint(lp))
+        < -SATURATED,  # a misjudged row has all of its gradient
     }
 
 
