@@ -103,7 +103,7 @@ def test_scorers_stand_side_by_side_and_another_one_runs_no_other_again(world: S
 
 
 def test_rewards_are_the_heads_at_the_last_token_of_each_answer_alone(world: ScoredWorld, rm: str) -> None:
-    """RLHF-Reward-Modeling issue 16 and distilabel: a reward model without a mask scores an answer by what pads it."""
+    """Seen in RLHF-Reward-Modeling and distilabel: a reward model without a mask scores an answer by what pads it."""
     import torch
 
     model = reward_model.load(rm)
@@ -118,7 +118,7 @@ def test_rewards_are_the_heads_at_the_last_token_of_each_answer_alone(world: Sco
 def test_a_reward_model_with_its_own_template_reads_texts_and_ends_where_it_ends(
     world: ScoredWorld, rm: str, tmp_path: Path
 ) -> None:
-    """RLHF-Reward-Modeling issue 16 and distilabel: a reward model is fed another template than it was trained on."""
+    """Seen in RLHF-Reward-Modeling and distilabel: a reward model is fed another template than it was trained on."""
     import torch
 
     other = tmp_path / "other"

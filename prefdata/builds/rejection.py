@@ -117,9 +117,8 @@ def acceptance(prompts: Mapping[str, pl.DataFrame]) -> pa.Table:
             split=pl.lit(split),
             prompts=pl.len(),
             **{name: pl.col(name).sum() for name in ("candidates", "distinct", "accepted", "shortfall", "tried")},
-            observed_rate=(pl.col("accepted").sum() / pl.col("tried").sum()).fill_nan(
-                None
-            ),  # of no prompts there is none
+            # of no prompts there is none
+            observed_rate=(pl.col("accepted").sum() / pl.col("tried").sum()).fill_nan(None),
             **{name: pl.col(name).mean() for name in ("expected_rate", "score_before", "score_after")},
         )
         for split, found in prompts.items()

@@ -22,8 +22,8 @@ def bco_diagnostics(lp: JudgedWithMeans, *, beta: float) -> dict[str, Tensor]:
         "bco/delta": (beta * midpoint(lp)).expand(rows),
         "bco/desirable_mean": (beta * lp.desirable_mean).expand(rows),
         "bco/undesirable_mean": (beta * lp.undesirable_mean).expand(rows),
-        "saturation/beyond_6": beta * wrong_way(lp, midpoint(lp))
-        < -SATURATED,  # a misjudged row has all of its gradient
+        # judged well alone: a misjudged row has all of its gradient
+        "saturation/beyond_6": beta * wrong_way(lp, midpoint(lp)) < -SATURATED,
     }
 
 
